@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     redis_credentials: RedisCredentials | None = Field(
         None,
         repr=False,
-        description="Callable that returns (user name, password), called for each new connection. Python only.",
+        description="Callable that returns (user name, password), called for each connection. Python only.",
     )
     redis_ca_file: FilePath | None = Field(
         None,

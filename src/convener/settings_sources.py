@@ -25,8 +25,8 @@ TOML_FILE: Final = "convener.toml"
 # Read by the commands that talk to a node, not by the node: allowed here so that one shell can run both.
 CLIENT_VARIABLES: Final = frozenset({"CONVENER_URL", "CONVENER_TOKEN"})
 
-# Kubernetes puts the address of every service of the namespace into every container. A service called
-# `convener` or `convener-redis` so sets variables with our prefix, CONVENER_PORT=tcp://10.0.0.7:8000 among them.
+# Kubernetes puts the address of every service of the namespace into every container: one that is called
+# `convener` or `convener-redis` sets variables with our prefix, CONVENER_PORT=tcp://10.0.0.7:8000 among them.
 _SERVICE_LINK_NAME: Final = re.compile(
     r"CONVENER(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
