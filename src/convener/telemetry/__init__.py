@@ -1,0 +1,1 @@
+"""What operators see: the names of all metrics in one place."""
