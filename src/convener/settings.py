@@ -6,7 +6,6 @@ environment variables, ``convener.toml`` in the working directory, the defaults 
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from convener.errors import ConfigurationError
 from convener.ids import is_id, is_node_name
+from convener.settings_checks import find_problem
 from convener.settings_sources import PREFIX, EnvironmentSource, TomlSource, suggestion
 
 __all__ = ["RedisCredentials", "Settings"]
@@ -40,8 +40,6 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Texts = tuple[str, ...]
 
-# A suspended node stops acting this long before its lease ends at the store (see `lease_ttl`).
-LEASE_RESERVE: Final = 2.0
 
 _REDIS_SCHEMES: Final = frozenset(
     {"unix", "valkey+unix"}
@@ -51,22 +49,7 @@ _REDIS_SCHEMES: Final = frozenset(
         for kind in ("", "+sentinel", "+cluster")
     }
 )
-_TLS_SCHEMES: Final = ("rediss", "valkeys")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_HMAC_ALGORITHMS: Final = frozenset({"HS256", "HS384", "HS512"})
-_KEY_ALGORITHMS: Final = frozenset(
-    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
-)
-_JWT_FIELDS: Final = (
-    "jwt_secret",
-    "jwt_jwks_url",
-    "jwt_issuer",
-    "jwt_audience",
-    "jwt_user_claim",
-    "jwt_admin_claim",
-    "jwt_algorithms",
-    "jwt_leeway",
-)
 
 
 class Settings(BaseSettings):
@@ -90,96 +73,110 @@ class Settings(BaseSettings):
     code_only_fields: ClassVar[tuple[str, ...]] = ("redis_credentials",)
 
     # --- the node ---------------------------------------------------------------------------------
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     node_name: str | None = Field(
-        None,
+        default=None,
         description="Name of this node, unique in the cluster: 1 to 64 of A-Z a-z 0-9 . _ : @ -. "
         "Default: host name and process id.",
     )
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="Form of the log: `console`, `json`, or `auto`: console on a terminal, else JSON."
+        default="auto",
+        description="Form of the log: `console`, `json`, or `auto`: console on a terminal, else JSON.",
     )
     data_dir: Path | None = Field(
-        None,
+        default=None,
         description="Directory in which a standalone node keeps its log (SQLite). Default: memory only. "
         "Not together with `redis_url`.",
     )
 
     # --- the store --------------------------------------------------------------------------------
     redis_url: str | None = Field(
-        None,
+        default=None,
         repr=False,
         description="Redis or Valkey of the cluster: redis://, rediss://, unix://, redis+sentinel://, "
         "redis+cluster:// and the rediss+ and valkey forms. Default: none, a standalone node.",
     )
     redis_credentials: RedisCredentials | None = Field(
-        None,
+        default=None,
         repr=False,
         description="Callable that returns (user name, password), called for each connection. Python only.",
     )
     redis_ca_file: FilePath | None = Field(
-        None,
+        default=None,
         description="PEM file of the authorities that sign the store's certificate. Default: the system's.",
     )
     redis_cert_file: FilePath | None = Field(
-        None, description="PEM file of this node's certificate for the store."
+        default=None,
+        description="PEM file of this node's certificate for the store.",
     )
-    redis_key_file: FilePath | None = Field(None, description="PEM file of the key of `redis_cert_file`.")
+    redis_key_file: FilePath | None = Field(
+        default=None,
+        description="PEM file of the key of `redis_cert_file`.",
+    )
     namespace: str = Field(
-        "convener",
+        default="convener",
         description="Prefix of all keys and channels, so that clusters may share a store: A-Z a-z 0-9 . _ -.",
     )
 
     # --- conversations ----------------------------------------------------------------------------
     max_concurrent_conversations: int = Field(
-        3, ge=1, description="Conversations that one user may have loaded in the cluster at a time."
+        default=3,
+        ge=1,
+        description="Conversations that one user may have loaded in the cluster at a time.",
     )
     limit_policy: Literal["evict_idle", "reject", "queue"] = Field(
-        "evict_idle",
+        default="evict_idle",
         description="What a start over the limit does: `evict_idle` releases the user's longest idle "
         "conversation, never a working one; `reject` refuses; `queue` waits for a free slot.",
     )
     overlap_policy: Literal["enqueue", "reject"] = Field(
-        "enqueue",
+        default="enqueue",
         description="What a message does that arrives during a turn: `enqueue` waits for the turn to end; "
         "`reject` is refused. A message may choose for itself.",
     )
     max_pending_messages: int = Field(
-        100, ge=1, le=10_000, description="Accepted and unanswered messages that a conversation may hold."
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Accepted and unanswered messages that a conversation may hold.",
     )
     max_payload_bytes: int = Field(
-        1024 * 1024,
+        default=1024 * 1024,
         ge=1024,
         le=64 * 1024 * 1024,
         description="Largest message or log entry, in bytes of JSON.",
     )
     hibernate_after: Seconds = Field(
-        300.0, description="Idle time after which a conversation is unloaded, in seconds; 0 = never."
+        default=300.0,
+        description="Idle time after which a conversation is unloaded, in seconds; 0 = never.",
     )
 
     # --- membership -------------------------------------------------------------------------------
     lease_ttl: PositiveSeconds = Field(
-        10.0,
+        default=10.0,
         description="Silence after which a node is declared dead and its conversations move, in seconds.",
     )
     renew_interval: PositiveSeconds = Field(
-        0.5,
+        default=0.5,
         description="Time between two renewals of the lease, in seconds; at most (lease_ttl - 2) / 4.",
     )
     fast_burial: bool = Field(
-        True, description="Declare a node dead before its lease ends if its process is seen to be gone."
+        default=True,
+        description="Declare a node dead before its lease ends if its process is seen to be gone.",
     )
     drain_timeout: Seconds = Field(
-        30.0, description="Time that running turns get to finish when the node is told to stop, in seconds."
+        default=30.0,
+        description="Time that running turns get to finish when the node is told to stop, in seconds.",
     )
     ready_without_store: Seconds = Field(
-        30.0, description="Time that /readyz stays positive while only the store is away, in seconds."
+        default=30.0,
+        description="Time that /readyz stays positive while only the store is away, in seconds.",
     )
 
     # --- access -----------------------------------------------------------------------------------
     auth: Literal["none", "token", "jwt", "hook"] = Field(
-        "none",
+        default="none",
         description="How callers prove who they are: `none` (loopback addresses only), `token` (static "
         "tokens), `jwt`, `hook` (the function under @app.authenticate).",
     )
@@ -190,34 +187,43 @@ class Settings(BaseSettings):
         "a JSON object in the environment.",
     )
     service_tokens: Texts = Field(
-        (),
+        default=(),
         repr=False,
         description="Tokens of services that may act for any user. Comma-separated in the environment.",
     )
     admin_token: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         repr=False,
         description="Token of the admin API, the console's actions and the admin commands.",
     )
     jwt_secret: str | None = Field(
-        None, repr=False, description="Shared secret of HS256, HS384 and HS512 tokens, 32 bytes or more."
+        default=None,
+        repr=False,
+        description="Shared secret of HS256, HS384 and HS512 tokens, 32 bytes or more.",
     )
-    jwt_jwks_url: str | None = Field(None, description="Where the issuer publishes its public keys (JWKS).")
-    jwt_issuer: str | None = Field(None, description="Required `iss` of a token. Default: any.")
-    jwt_audience: str | None = Field(None, description="Required `aud` of a token. Default: any.")
-    jwt_user_claim: str = Field("sub", min_length=1, description="Claim that holds the user id.")
+    jwt_jwks_url: str | None = Field(
+        default=None,
+        description="Where the issuer publishes its public keys (JWKS).",
+    )
+    jwt_issuer: str | None = Field(default=None, description="Required `iss` of a token. Default: any.")
+    jwt_audience: str | None = Field(default=None, description="Required `aud` of a token. Default: any.")
+    jwt_user_claim: str = Field(default="sub", min_length=1, description="Claim that holds the user id.")
     jwt_admin_claim: str | None = Field(
-        None, description="Claim that makes a token an admin's if it is true."
+        default=None,
+        description="Claim that makes a token an admin's if it is true.",
     )
     jwt_algorithms: Texts = Field(
-        (),
+        default=(),
         description="Signatures that are accepted. Default: HS256 with `jwt_secret`, RS256 and ES256 with "
         "`jwt_jwks_url`. Comma-separated in the environment.",
     )
-    jwt_leeway: Seconds = Field(30.0, description="Tolerance for the clocks of issuer and node, in seconds.")
+    jwt_leeway: Seconds = Field(
+        default=30.0,
+        description="Tolerance for the clocks of issuer and node, in seconds.",
+    )
     cors_origins: Texts = Field(
-        (),
+        default=(),
         description="Web origins (scheme://host[:port]) that may use the API and sockets from a browser; "
         "`*` for any. Comma-separated in the environment.",
     )
@@ -352,10 +358,9 @@ class Settings(BaseSettings):
             settings = handler(data)
         except ValidationError as error:
             raise ConfigurationError(_sentence(error, cls.model_fields)) from error
-        for problem in (_lease_problem, _store_problem, _auth_problem, _jwt_problem, _exposure_problem):
-            text = problem(settings)
-            if text is not None:
-                raise ConfigurationError(text)
+        problem = find_problem(settings)
+        if problem is not None:
+            raise ConfigurationError(problem)
         return settings
 
 
@@ -369,81 +374,3 @@ def _sentence(error: ValidationError, known: Mapping[str, object]) -> str:
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{field} ({PREFIX}{field.upper()}): {message[:1].lower()}{message[1:]}")
     return "; ".join(lines)
-
-
-def _lease_problem(settings: Settings) -> str | None:
-    # A node must survive three lost renewals in a row; otherwise it suspends at the first hiccup.
-    if settings.lease_ttl - LEASE_RESERVE < 4 * settings.renew_interval:
-        return (
-            f"lease_ttl: {settings.lease_ttl:g} s is too short for renew_interval "
-            f"{settings.renew_interval:g} s; lease_ttl - 2 s must be at least 4 x renew_interval"
-        )
-    return None
-
-
-def _store_problem(settings: Settings) -> str | None:
-    if settings.redis_url is None:
-        for field in ("redis_credentials", "redis_ca_file", "redis_cert_file", "redis_key_file"):
-            if getattr(settings, field) is not None:
-                return f"{field}: has no effect without redis_url"
-        return None
-    if settings.data_dir is not None:
-        return "data_dir: only a standalone node keeps files; leave it out, or leave out redis_url"
-    if (settings.redis_cert_file is None) != (settings.redis_key_file is None):
-        return "redis_cert_file, redis_key_file: a certificate and its key are set together"
-    if not settings.redis_url.startswith(_TLS_SCHEMES):
-        for field in ("redis_ca_file", "redis_cert_file"):
-            if getattr(settings, field) is not None:
-                return f"{field}: has no effect with this redis_url; use a rediss:// form"
-    return None
-
-
-def _auth_problem(settings: Settings) -> str | None:
-    given = settings.model_fields_set
-    if settings.auth == "token" and not settings.auth_tokens and not settings.service_tokens:
-        return "auth: token needs auth_tokens or service_tokens"
-    if settings.auth != "token" and settings.auth_tokens:
-        return f"auth_tokens: has no effect with auth={settings.auth}; set auth=token"
-    if settings.auth == "none" and settings.service_tokens:
-        return "service_tokens: has no effect with auth=none"
-    if settings.auth != "jwt":
-        for field in _JWT_FIELDS:
-            if field in given:
-                return f"{field}: has no effect with auth={settings.auth}; set auth=jwt"
-    return None
-
-
-def _jwt_problem(settings: Settings) -> str | None:
-    if settings.auth != "jwt":
-        return None
-    # One kind of key only: with both, a public key can be passed off as the shared secret.
-    if (settings.jwt_secret is None) == (settings.jwt_jwks_url is None):
-        return "auth: jwt needs exactly one of jwt_secret and jwt_jwks_url"
-    if settings.jwt_jwks_url is not None and urlsplit(settings.jwt_jwks_url).scheme not in ("http", "https"):
-        return "jwt_jwks_url: must be an http or https URL"
-    fitting = _HMAC_ALGORITHMS if settings.jwt_secret is not None else _KEY_ALGORITHMS
-    for name in settings.jwt_algorithms:
-        if name not in fitting:
-            key = "jwt_secret" if settings.jwt_secret is not None else "jwt_jwks_url"
-            return f"jwt_algorithms: {name} does not work with {key}; use {', '.join(sorted(fitting))}"
-    return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to `host`; of names only ``localhost`` counts."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
-    except ValueError:
-        return False
-
-
-def _exposure_problem(settings: Settings) -> str | None:
-    if settings.auth == "none" and not is_loopback(settings.host):
-        return (
-            f"auth: none is refused on {settings.host}, which other machines can reach. Set auth=token with "
-            "auth_tokens, auth=jwt with jwt_secret or jwt_jwks_url, or auth=hook with @app.authenticate; "
-            "or listen on 127.0.0.1"
-        )
-    return None
