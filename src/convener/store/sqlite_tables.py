@@ -1,0 +1,306 @@
+"""The tables of a local store in SQLite.
+
+The membership is kept in memory: only who is a member, who is buried, and the version are written. Leases
+need not outlive the process, since whoever opens the database buries all former members.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, fields
+from typing import Final
+
+from convener.core.admission import Slot, Waiting
+from convener.core.directory import Record
+from convener.core.membership import Member, Membership
+from convener.core.model import InboxEntry, LogEntry, Meta
+from convener.store.local import shard_of
+from convener.store.memory import membership_keys
+
+SCHEMA_VERSION: Final = 1
+
+_HEAD: Final = ", ".join(field.name for field in fields(Meta))
+_RECORD: Final = "conversation_id, user, status, epoch, nonce, since, version"
+
+SCHEMA: Final = f"""
+CREATE TABLE head (cid TEXT PRIMARY KEY, {_HEAD}) WITHOUT ROWID;
+CREATE TABLE state (cid TEXT PRIMARY KEY, state BLOB NOT NULL);
+CREATE TABLE log (cid TEXT, seq INTEGER, epoch INTEGER NOT NULL, event TEXT NOT NULL, PRIMARY KEY (cid, seq))
+    WITHOUT ROWID;
+CREATE TABLE inbox (cid TEXT, position INTEGER, message_id TEXT NOT NULL, kind TEXT NOT NULL,
+    user TEXT NOT NULL, ts INTEGER NOT NULL, data TEXT NOT NULL, PRIMARY KEY (cid, position)) WITHOUT ROWID;
+CREATE TABLE seen (cid TEXT, message_id TEXT, position INTEGER NOT NULL, PRIMARY KEY (cid, message_id))
+    WITHOUT ROWID;
+CREATE INDEX seen_by_position ON seen (cid, position);
+CREATE TABLE slots (user TEXT, cid TEXT, nonce TEXT NOT NULL, incarnation TEXT NOT NULL,
+    PRIMARY KEY (user, cid)) WITHOUT ROWID;
+CREATE TABLE waiting (place INTEGER PRIMARY KEY, user TEXT NOT NULL, cid TEXT NOT NULL,
+    incarnation TEXT NOT NULL, reason TEXT NOT NULL, since INTEGER NOT NULL, UNIQUE (user, cid));
+CREATE TABLE members (incarnation TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE dead (incarnation TEXT PRIMARY KEY, buried INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE membership (version INTEGER NOT NULL);
+INSERT INTO membership VALUES (0);
+CREATE TABLE nodes (incarnation TEXT PRIMARY KEY, node_version INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE records (incarnation TEXT, conversation_id TEXT, user TEXT NOT NULL, status TEXT NOT NULL,
+    epoch INTEGER NOT NULL, nonce TEXT NOT NULL, since INTEGER NOT NULL, version INTEGER NOT NULL,
+    PRIMARY KEY (incarnation, conversation_id)) WITHOUT ROWID;
+CREATE TABLE connections (incarnation TEXT, connection TEXT, cid TEXT NOT NULL,
+    PRIMARY KEY (incarnation, connection)) WITHOUT ROWID;
+CREATE TABLE lists (user TEXT, cid TEXT, activity INTEGER NOT NULL, PRIMARY KEY (user, cid)) WITHOUT ROWID;
+CREATE INDEX lists_by_activity ON lists (user, activity, cid);
+CREATE TABLE everything (shard INTEGER, cid TEXT, PRIMARY KEY (shard, cid)) WITHOUT ROWID;
+"""
+
+_PUT_HEAD: Final = f"INSERT OR REPLACE INTO head VALUES ({','.join('?' * (1 + len(fields(Meta))))})"
+
+
+class _Base:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+
+class _ConversationTables(_Base):
+    def meta(self, cid: str) -> Meta | None:
+        row = self._db.execute(f"SELECT {_HEAD} FROM head WHERE cid = ?", (cid,)).fetchone()
+        return None if row is None else Meta(*row)
+
+    def set_meta(self, cid: str, meta: Meta) -> None:
+        self._db.execute(_PUT_HEAD, (cid, *astuple(meta)))
+
+    def tip(self, cid: str) -> tuple[int, int]:
+        query = "SELECT epoch, seq FROM log WHERE cid = ? ORDER BY seq DESC LIMIT 1"
+        row = self._db.execute(query, (cid,)).fetchone()
+        return (0, 0) if row is None else (row[0], row[1])
+
+    def add_log(self, cid: str, entries: Sequence[LogEntry]) -> None:
+        # INSERT, not REPLACE: the primary key is a second guard of I4.
+        rows = [(cid, entry.seq, entry.epoch, entry.event) for entry in entries]
+        self._db.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", rows)
+
+    def log(self, cid: str, after: int, limit: int) -> tuple[LogEntry, ...]:
+        query = "SELECT epoch, seq, event FROM log WHERE cid = ? AND seq > ? ORDER BY seq LIMIT ?"
+        return tuple(LogEntry(*row) for row in self._db.execute(query, (cid, after, limit)))
+
+    def epoch_at(self, cid: str, seq: int) -> int | None:
+        row = self._db.execute("SELECT epoch FROM log WHERE cid = ? AND seq = ?", (cid, seq)).fetchone()
+        return None if row is None else row[0]
+
+    def inbox(self, cid: str) -> tuple[InboxEntry, ...]:
+        query = "SELECT position, message_id, kind, user, ts, data FROM inbox WHERE cid = ? ORDER BY position"
+        return tuple(InboxEntry(*row) for row in self._db.execute(query, (cid,)))
+
+    def add_inbox(self, cid: str, entry: InboxEntry) -> None:
+        self._db.execute("INSERT INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?)", (cid, *astuple(entry)))
+
+    def drop_inbox(self, cid: str, position: int) -> None:
+        self._db.execute("DELETE FROM inbox WHERE cid = ? AND position = ?", (cid, position))
+
+    def trim_inbox(self, cid: str, position: int) -> None:
+        self._db.execute("DELETE FROM inbox WHERE cid = ? AND position <= ?", (cid, position))
+
+    def seen(self, cid: str, message_id: str) -> int | None:
+        query = "SELECT position FROM seen WHERE cid = ? AND message_id = ?"
+        row = self._db.execute(query, (cid, message_id)).fetchone()
+        return None if row is None else row[0]
+
+    def all_seen(self, cid: str) -> Mapping[str, int]:
+        return dict(self._db.execute("SELECT message_id, position FROM seen WHERE cid = ?", (cid,)))
+
+    def remember(self, cid: str, message_id: str, position: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (cid, message_id, position))
+
+    def forget_id(self, cid: str, message_id: str) -> None:
+        self._db.execute("DELETE FROM seen WHERE cid = ? AND message_id = ?", (cid, message_id))
+
+    def trim_seen(self, cid: str, position: int) -> None:
+        if position > 0:
+            self._db.execute("DELETE FROM seen WHERE cid = ? AND position BETWEEN 1 AND ?", (cid, position))
+
+    def state(self, cid: str) -> bytes | None:
+        row = self._db.execute("SELECT state FROM state WHERE cid = ?", (cid,)).fetchone()
+        return None if row is None else row[0]
+
+    def set_state(self, cid: str, state: bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (cid, state))
+
+    def erase(self, cid: str) -> None:
+        for table in ("head", "state", "log", "inbox", "seen"):
+            self._db.execute(f"DELETE FROM {table} WHERE cid = ?", (cid,))
+
+
+class _UserTables(_Base):
+    def slots(self, user: str) -> Mapping[str, Slot]:
+        rows = self._db.execute("SELECT cid, nonce, incarnation FROM slots WHERE user = ?", (user,))
+        return {cid: Slot(nonce, incarnation) for cid, nonce, incarnation in rows}
+
+    def slot(self, user: str, cid: str) -> Slot | None:
+        query = "SELECT nonce, incarnation FROM slots WHERE user = ? AND cid = ?"
+        row = self._db.execute(query, (user, cid)).fetchone()
+        return None if row is None else Slot(*row)
+
+    def put_slot(self, user: str, cid: str, slot: Slot) -> None:
+        row = (user, cid, slot.nonce, slot.incarnation)
+        self._db.execute("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?)", row)
+
+    def drop_slot(self, user: str, cid: str) -> None:
+        self._db.execute("DELETE FROM slots WHERE user = ? AND cid = ?", (user, cid))
+
+    def waiting(self, user: str) -> tuple[Waiting, ...]:
+        query = "SELECT cid, incarnation, reason, since FROM waiting WHERE user = ? ORDER BY place"
+        return tuple(Waiting(*row) for row in self._db.execute(query, (user,)))
+
+    def put_waiting(self, user: str, entry: Waiting) -> None:
+        self._db.execute(
+            "INSERT INTO waiting (user, cid, incarnation, reason, since) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (user, cid) DO UPDATE SET incarnation = excluded.incarnation,"
+            " reason = excluded.reason, since = excluded.since",
+            (user, *astuple(entry)),
+        )
+
+    def drop_waiting(self, user: str, cid: str) -> bool:
+        deleted = self._db.execute("DELETE FROM waiting WHERE user = ? AND cid = ?", (user, cid))
+        return deleted.rowcount > 0
+
+
+class _NodeTables(_Base):
+    def __init__(self, connection: sqlite3.Connection, live: Mapping[str, int]) -> None:
+        super().__init__(connection)
+        self._live = live
+        self._membership: Membership = self._read_membership()
+
+    def _read_membership(self) -> Membership:
+        names = [row[0] for row in self._db.execute("SELECT incarnation FROM members")]
+        dead = dict(self._db.execute("SELECT incarnation, buried FROM dead"))
+        (version,) = self._db.execute("SELECT version FROM membership").fetchone()
+        return Membership(dict.fromkeys(names, Member(0, 0, 0)), dead, version)
+
+    def membership(self) -> Membership:
+        return self._membership
+
+    def set_membership(self, state: Membership) -> None:
+        before, self._membership = self._membership, state
+        if state.members.keys() != before.members.keys():
+            self._db.execute("DELETE FROM members")
+            self._db.executemany("INSERT INTO members VALUES (?)", [(name,) for name in state.members])
+        if state.dead != before.dead:
+            self._db.execute("DELETE FROM dead")
+            self._db.executemany("INSERT INTO dead VALUES (?, ?)", list(state.dead.items()))
+        if state.version != before.version:
+            self._db.execute("UPDATE membership SET version = ?", (state.version,))
+
+    def live(self, incarnation: str) -> int:
+        return self._live.get(incarnation, 0)
+
+    def node_version(self, incarnation: str) -> int:
+        query = "SELECT node_version FROM nodes WHERE incarnation = ?"
+        row = self._db.execute(query, (incarnation,)).fetchone()
+        return 0 if row is None else row[0]
+
+    def set_node_version(self, incarnation: str, version: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (incarnation, version))
+
+    def record(self, incarnation: str, cid: str) -> Record | None:
+        query = f"SELECT {_RECORD} FROM records WHERE incarnation = ? AND conversation_id = ?"
+        row = self._db.execute(query, (incarnation, cid)).fetchone()
+        return None if row is None else Record(*row)
+
+    def records(self, incarnation: str) -> tuple[Record, ...]:
+        rows = self._db.execute(f"SELECT {_RECORD} FROM records WHERE incarnation = ?", (incarnation,))
+        return tuple(Record(*row) for row in rows)
+
+    def put_record(self, incarnation: str, record: Record) -> None:
+        row = (incarnation, *astuple(record))
+        self._db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def drop_record(self, incarnation: str, cid: str) -> None:
+        query = "DELETE FROM records WHERE incarnation = ? AND conversation_id = ?"
+        self._db.execute(query, (incarnation, cid))
+
+    def connections(self, incarnation: str) -> Mapping[str, str]:
+        query = "SELECT connection, cid FROM connections WHERE incarnation = ?"
+        return dict(self._db.execute(query, (incarnation,)))
+
+    def connect(self, incarnation: str, connection: str, cid: str) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO connections VALUES (?, ?, ?)", (incarnation, connection, cid)
+        )
+
+    def disconnect(self, incarnation: str, connection: str) -> None:
+        query = "DELETE FROM connections WHERE incarnation = ? AND connection = ?"
+        self._db.execute(query, (incarnation, connection))
+
+    def drop_node(self, incarnation: str) -> None:
+        for table in ("nodes", "records", "connections"):
+            self._db.execute(f"DELETE FROM {table} WHERE incarnation = ?", (incarnation,))
+
+
+class _IndexTables(_Base):
+    def index(self, user: str, cid: str, activity: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO lists VALUES (?, ?, ?)", (user, cid, activity))
+        self._db.execute("INSERT OR IGNORE INTO everything VALUES (?, ?)", (shard_of(cid), cid))
+
+    def touch(self, user: str, cid: str, activity: int) -> None:
+        query = "UPDATE lists SET activity = ? WHERE user = ? AND cid = ?"
+        self._db.execute(query, (activity, user, cid))
+
+    def unindex(self, user: str, cid: str) -> None:
+        self._db.execute("DELETE FROM lists WHERE user = ? AND cid = ?", (user, cid))
+        self._db.execute("DELETE FROM everything WHERE shard = ? AND cid = ?", (shard_of(cid), cid))
+
+    def list_user(self, user: str, before: tuple[int, str] | None, limit: int) -> Sequence[tuple[str, int]]:
+        where = "" if before is None else " AND (activity, cid) < (?, ?)"
+        query = (
+            f"SELECT cid, activity FROM lists WHERE user = ?{where} ORDER BY activity DESC, cid DESC LIMIT ?"
+        )
+        rows = self._db.execute(query, (user, *(before or ()), max(limit, 0)))
+        return [(cid, activity) for cid, activity in rows]
+
+    def list_all(self, shard: int, after: str, limit: int) -> Sequence[str]:
+        query = "SELECT cid FROM everything WHERE shard = ? AND cid > ? ORDER BY cid LIMIT ?"
+        return [row[0] for row in self._db.execute(query, (shard, after, max(limit, 0)))]
+
+
+class SQLiteTables(_ConversationTables, _UserTables, _NodeTables, _IndexTables):
+    """`Tables` over one connection; used by one thread.
+
+    Args:
+        live: how many hold each incarnation's `live` channel.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, live: Mapping[str, int]) -> None:
+        _NodeTables.__init__(self, connection, live)
+        self.now = 0
+        self._kept = self._membership
+        self._said: list[tuple[str, str]] = []
+
+    def publish(self, channel: str, message: str) -> None:
+        self._said.append((channel, message))
+
+    def keep(self) -> list[tuple[str, str]]:
+        """The transaction was committed: what is in memory holds, what was said may be published."""
+        self._kept = self._membership
+        said, self._said = self._said, []
+        return said
+
+    def revert(self) -> None:
+        """The transaction was rolled back: so is what is in memory."""
+        self._membership = self._kept
+        self._said = []
+
+    def keys(self) -> set[str]:
+        queries = {
+            "c:{}:meta": "SELECT cid FROM head",
+            "c:{}:log": "SELECT cid FROM log",
+            "c:{}:in": "SELECT cid FROM inbox",
+            "c:{}:seen": "SELECT cid FROM seen",
+            "c:{}:state": "SELECT cid FROM state",
+            "u:{}:slots": "SELECT user FROM slots",
+            "u:{}:wait": "SELECT user FROM waiting",
+            "u:{}:conversations": "SELECT user FROM lists",
+            "i:{}": "SELECT shard FROM everything",
+            "n:{}:conversations": "SELECT incarnation FROM nodes UNION SELECT incarnation FROM records"
+            " UNION SELECT incarnation FROM connections",
+        }
+        names = {name.format(row[0]) for name, query in queries.items() for row in self._db.execute(query)}
+        return names | membership_keys(self._membership)
