@@ -1,4 +1,4 @@
-"""Rules that tie several settings together; each function returns what is wrong, naming the field, or nothing."""
+"""Rules that tie settings together; each function returns what is wrong, naming the field, or nothing."""
 
 from __future__ import annotations
 

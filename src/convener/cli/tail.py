@@ -1,0 +1,144 @@
+"""``convener tail``."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from datetime import datetime
+from typing import Annotated, Any, cast
+
+import typer
+
+from convener.cli.client import NodeAnswered, NodeClient, NodeUnreachable
+from convener.cli.options import DEFAULT_URL, Conversation, Json, Timeout, Token, Url
+from convener.cli.output import cell, print_json, printable
+from convener.cli.sse import ServerSentEvent, parse_events
+
+# The node writes a comment line every 15 s; twice that without a byte means that the connection is dead.
+_SILENCE = 35.0
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 5.0
+_KIND_WIDTH = 16
+
+
+def tail(
+    cid: Conversation,
+    after: Annotated[
+        str | None,
+        typer.Option("--after", help="Begin after this sequence number or cursor.", metavar="SEQ|CURSOR"),
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option("--tail", "-n", min=0, help="Begin with the last N entries.", metavar="N")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Wait for new entries, or end after the last one.")
+    ] = True,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    timeout: Timeout = 10,
+    json: Json = False,
+) -> None:
+    """Print the log of a conversation and follow it until Ctrl-C.
+
+    A lost connection is made again and goes on where it was cut. With `--json` each entry is one line.
+
+    Examples: `convener tail c1`, `convener tail c1 -n 20`, `convener tail c1 --no-follow --json`
+    """
+    if after is not None and last is not None:
+        raise typer.BadParameter("--after and --tail exclude each other")
+    follower = _Follower(cid, after, last, follow, json)
+    with NodeClient(url, token, timeout) as client:
+        try:
+            follower.run(client)
+        except KeyboardInterrupt:
+            # The usual way to end it, so neither a failure nor worth a word.
+            sys.stdout.flush()
+
+
+class _Follower:
+    """Follows one stream across reconnections."""
+
+    def __init__(self, cid: str, after: str | None, last: int | None, follow: bool, json: bool) -> None:
+        self._path = f"/api/conversations/{cid}/stream"
+        self._parameters: dict[str, str | int | list[str] | None] = {"after": after, "tail": last}
+        self._cursor: str | None = None
+        self._follow = follow
+        self._json = json
+
+    def run(self, client: NodeClient) -> None:
+        """Print until the stream ends for good.
+
+        Raises:
+            NodeUnreachable: the first connection failed; later ones are tried for ever.
+            NodeAnswered: the node refuses, as for an unknown conversation.
+        """
+        connected = False
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                headers = {"Accept": "text/event-stream"}
+                if self._cursor is not None:
+                    headers["Last-Event-ID"] = self._cursor
+                    self._parameters = {}
+                with client.stream(
+                    self._path, parameters=self._parameters, headers=headers, silence=_SILENCE
+                ) as response:
+                    connected, pause = True, _FIRST_PAUSE
+                    for event in parse_events(response.iter_lines()):
+                        if self._show(event):
+                            return
+                reason = "the node closed the stream"
+            except NodeUnreachable as error:
+                if not connected:
+                    raise
+                reason = str(error)
+            except NodeAnswered as error:
+                if not connected or error.status < 500:
+                    raise
+                reason = str(error)
+            print(f"{reason}; connecting again", file=sys.stderr)
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _show(self, event: ServerSentEvent) -> bool:
+        """Print one event; whether it was the last one to print."""
+        if event.last_id is not None:
+            self._cursor = event.last_id
+        if event.event == "event":
+            entry: dict[str, Any] = json_module.loads(event.data)
+            if self._json:
+                print_json(entry, compact=True)
+            else:
+                print(describe(entry), flush=True)
+        elif event.event == "joined":
+            return not self._follow
+        elif event.event == "resync":
+            self._cursor = None
+            print("the log was rebuilt: everything follows again from its beginning", file=sys.stderr)
+        elif event.event == "stopped":
+            reason = json_module.loads(event.data).get("reason")
+            print(f"the conversation was stopped: {reason}", file=sys.stderr)
+            return True
+        return False
+
+
+def describe(entry: dict[str, Any]) -> str:
+    """One line for a log entry: number, local time, kind, and what is worth reading of its data."""
+    moment = datetime.fromtimestamp(entry["ts"] / 1000).astimezone().strftime("%H:%M:%S")
+    kind: str = entry["kind"]
+    return f"{entry['seq']:>6}  {moment}  {kind:<{_KIND_WIDTH}}  {_gist(kind, entry['data'])}".rstrip()
+
+
+def _gist(kind: str, data: object) -> str:
+    if not isinstance(data, dict):
+        return "" if data is None else cell(data)
+    values = cast("dict[str, Any]", data)
+    if kind == "input":
+        return f"{cell(values.get('user_id'))}: {_gist('', values.get('data'))}"
+    text = values.get("text")
+    if isinstance(text, str):
+        return printable(text)
+    if kind == "open":
+        return f"epoch begins on {cell(values.get('node'))} ({cell(values.get('reason'))})"
+    return cell(values)
