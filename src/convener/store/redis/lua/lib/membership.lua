@@ -1,0 +1,28 @@
+-- KEYS 1 lease  2 dead  3 info  4 ver  5 pulse  6 grace. A row of `info` is `ttl|renew|text`.
+local PULSE_LIMIT, BURY_SLACK = 2000, 250
+local function version() return tonumber(redis.call('GET', KEYS[4]) or 0) end
+local function grace() return tonumber(redis.call('GET', KEYS[6]) or 0) end
+-- An old pulse means that renewals could not arrive, so nobody's silence proves anything (core.membership._felt).
+local function feel(ttl)
+  local pulse = tonumber(redis.call('GET', KEYS[5]) or 0)
+  if pulse > 0 and now - pulse > PULSE_LIMIT then
+    redis.call('SET', KEYS[6], text(math.max(grace(), now + ttl)))
+  end
+end
+local function terms(row)
+  local ttl, renew, rest = string.match(row, '^(%d+)|(%d+)|(.*)$')
+  return tonumber(ttl), tonumber(renew), rest
+end
+local function announce(channel)
+  local changed = redis.call('INCR', KEYS[4])
+  redis.call('SPUBLISH', channel, '{"t":"members","ver":' .. text(changed) .. '}')
+  return changed
+end
+local function bury(channel, names)
+  for _, name in ipairs(names) do
+    redis.call('ZREM', KEYS[1], name)
+    redis.call('HDEL', KEYS[3], name)
+    redis.call('ZADD', KEYS[2], text(now), name)
+  end
+  announce(channel)
+end

@@ -1,0 +1,13 @@
+#!lua flags=allow-oom
+-- RELEASE: give the conversation up, only when nothing is unanswered (core.conversation.release).
+-- KEYS 1 meta
+-- ARGV 1 channel  2 owner  3 epoch  4 seq
+-- ->   'OK' | 'PENDING' | 'FENCED'
+-- @include now
+-- @include publish
+local head = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'seq', 'position', 'done')
+if head[1] ~= ARGV[2] or head[2] ~= ARGV[3] then return 'FENCED' end
+if head[3] ~= ARGV[4] or head[4] ~= head[5] then return 'PENDING' end
+redis.call('HSET', KEYS[1], 'owner', '', 'nonce', '')
+publish_status(ARGV[1], ARGV[3], 'hibernated')
+return 'OK'

