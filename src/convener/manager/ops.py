@@ -38,7 +38,7 @@ class NodeInfo:
         connections: clients connected there.
         lag: how late its event loop ran last, in seconds; None if unknown.
         started_at: ms since 1970.
-        last_renewal: of its lease, ms since 1970 by the store's clock; None if there is no lease (standalone).
+        last_renewal: of its lease, ms since 1970 by the store's clock; None without a lease (standalone).
     """
 
     name: str

@@ -1,0 +1,259 @@
+"""`Convener`: an application around an agent; itself an ASGI application.
+
+::
+
+    from convener import Convener, Turn
+
+    app = Convener()
+
+    @app.agent
+    async def assistant(turn: Turn) -> None:
+        await turn.reply({"text": f"You said: {turn.text}"})
+
+``uvicorn app:app``, ``convener serve app:app`` and ``convener up app:app`` all run it. With a Redis URL in the settings
+it is a node of a cluster, without one it stands alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+from convener.errors import ConfigurationError
+from convener.gateway.asgi import Gateway, GatewayHooks
+from convener.ids import check_id
+from convener.manager.clustered import ClusteredConversationManager
+from convener.manager.context import NodeOptions
+from convener.manager.standalone import StandaloneConversationManager
+from convener.manager.turn import Conversation, Turn
+from convener.settings import Settings
+from convener.store.base import Store
+from convener.store.memory import MemoryStore
+from convener.telemetry.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+AgentFunction = Callable[[Turn], Awaitable[None] | None]
+Method = Callable[[Conversation, Any], Any]
+LimitFunction = Callable[[str], int | Awaitable[int | None] | None]
+
+AgentT = TypeVar("AgentT", bound=AgentFunction)
+MethodT = TypeVar("MethodT", bound=Method)
+LimitT = TypeVar("LimitT", bound=LimitFunction)
+HookT = TypeVar("HookT", bound=Callable[..., Any])
+
+
+class _UserAgent:
+    """The decorated functions, as the managers want them."""
+
+    def __init__(self) -> None:
+        self.function: AgentFunction | None = None
+        self.methods: dict[str, Callable[[Conversation, Any], Awaitable[Any]]] = {}
+        self.limit_function: LimitFunction | None = None
+
+    async def run(self, turn: Turn) -> None:
+        """Answer one message; a plain function gets a thread, so that it cannot block the node."""
+        function = self.function
+        if function is None:
+            raise ConfigurationError("the application has no agent: decorate a function with @app.agent")
+        if inspect.iscoroutinefunction(function):
+            await function(turn)
+        else:
+            result = await asyncio.to_thread(function, turn)
+            if inspect.isawaitable(result):
+                await result
+
+    async def limit(self, user_id: str) -> int | None:
+        """The user's own limit."""
+        if self.limit_function is None:
+            return None
+        limit = self.limit_function(user_id)
+        return await limit if inspect.isawaitable(limit) else limit
+
+
+class Convener:
+    """The application.
+
+    Args:
+        settings: default `Settings()`, read from environment and ``convener.toml`` when the application starts.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings
+        self._agent = _UserAgent()
+        self._hooks = GatewayHooks()
+        self._gateway: Gateway | None = None
+
+    # -- decorators ----------------------------------------------------------------------------------------------
+
+    def agent(self, function: AgentT) -> AgentT:
+        """The agent: one call per message, in order, one at a time per conversation. A plain function is run in a
+        thread. Raises `ConfigurationError` if there is one already."""
+        if self._agent.function is not None:
+            raise ConfigurationError("the application has an agent already")
+        self._agent.function = function
+        return function
+
+    def rpc(self, name: str) -> Callable[[MethodT], MethodT]:
+        """A method that can be called from anywhere and runs where the conversation is:
+        ``f(conversation, params)``, plain or async; it returns a JSON value."""
+        check_id(name, "name")
+
+        def decorate(function: MethodT) -> MethodT:
+            if name in self._agent.methods:
+                raise ConfigurationError(f"the application has a method {name} already")
+
+            async def run(conversation: Conversation, params: Any) -> Any:
+                if inspect.iscoroutinefunction(function):
+                    return await function(conversation, params)
+                return await asyncio.to_thread(function, conversation, params)
+
+            self._agent.methods[name] = run
+            return function
+
+        return decorate
+
+    def limit(self, function: LimitT) -> LimitT:
+        """A user's own limit: ``f(user_id)`` returns a number, or None for the configured one."""
+        self._agent.limit_function = function
+        return function
+
+    def authenticate(self, function: HookT) -> HookT:
+        """Who calls, for ``auth=hook``: ``async f(token, headers)`` returns an `Identity`, or None for a stranger."""
+        self._hooks.authenticate = function
+        return function
+
+    def authorize(self, function: HookT) -> HookT:
+        """Who may do what: ``async f(identity, conversation_id, owner, action)`` returns True, False, or None to
+        leave it to the default (everybody their own)."""
+        self._hooks.authorize = function
+        return function
+
+    # -- settings ------------------------------------------------------------------------------------------------
+
+    def configure(self, settings: Settings) -> None:
+        """Use these settings. Raises `ConfigurationError` once the application runs."""
+        if self._gateway is not None:
+            raise ConfigurationError("the application runs already; its settings are fixed")
+        self._settings = settings
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        if self._settings is None:
+            self._settings = Settings()
+        return self._settings
+
+    @property
+    def manager(self) -> StandaloneConversationManager:
+        """The running conversation manager. Raises `ConfigurationError` before the application has started."""
+        if self._gateway is None:
+            raise ConfigurationError("the application has not started")
+        return cast(StandaloneConversationManager, self._gateway.manager)
+
+    # -- ASGI ----------------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection, the lifespan included."""
+        if scope["type"] == "lifespan":
+            await self._serve_lifespan(receive, send)
+            return
+        if self._gateway is None:
+            raise ConfigurationError("the application has not started: run it with its lifespan on")
+        await self._gateway(scope, receive, send)
+
+    def lifespan(self, app: Any) -> AbstractAsyncContextManager[None]:
+        """Start and end with another application: ``FastAPI(lifespan=app.lifespan)``."""
+        return self._running()
+
+    def mount_on(self, other: Any, path: str = "/agents") -> None:
+        """Mount on a Starlette or FastAPI application, whose lifespan has to be `lifespan`; Socket.IO is then at
+        ``path/socket.io/``."""
+        other.mount(path, self)
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        if self._gateway is not None:
+            raise ConfigurationError("the application runs already")
+        settings = self.settings
+        metrics = Metrics()
+        gateway = Gateway(lambda sio: self._make_manager(settings, metrics, sio), settings, metrics, self._hooks)
+        self._gateway = gateway
+        try:
+            async with gateway.running():
+                yield
+        finally:
+            self._gateway = None
+
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        running = self._running()
+        try:
+            await running.__aenter__()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        try:
+            await running.__aexit__(None, None, None)
+        except Exception as error:
+            await send({"type": "lifespan.shutdown.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _make_manager(self, settings: Settings, metrics: Metrics, sio: Any) -> StandaloneConversationManager:
+        options = options_of(settings)
+        shared: Mapping[str, Any] = {
+            "sio": sio,
+            "config": SimpleNamespace(max_concurrent_conversations=settings.max_concurrent_conversations),
+            "agent": self._agent,
+            "options": options,
+            "metrics": metrics,
+        }
+        store = make_store(settings)
+        if settings.redis_url is not None:
+            return ClusteredConversationManager(store=store, **shared)
+        return StandaloneConversationManager(store=store, **shared)
+
+
+def options_of(settings: Settings) -> NodeOptions:
+    """The node's options out of the settings. Two processes of one command are two nodes, so a name that is not
+    given gets the process's id."""
+    name = settings.node_name or f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(2)}"
+    return NodeOptions(
+        name=name,
+        limit_policy=settings.limit_policy,
+        reject_busy=settings.overlap_policy == "reject",
+        max_pending_messages=settings.max_pending_messages,
+        max_payload_bytes=settings.max_payload_bytes,
+        lease_ttl=settings.lease_ttl,
+        renew_interval=settings.renew_interval,
+        fast_burial=settings.fast_burial,
+        drain_timeout=settings.drain_timeout,
+        hibernate_after=settings.hibernate_after,
+        ready_without_store=settings.ready_without_store,
+    )
+
+
+def make_store(settings: Settings) -> Store:
+    """The store that the settings name."""
+    if settings.redis_url is not None:
+        from convener.store.redis import RedisStore
+
+        return RedisStore(settings.redis_url, namespace=settings.namespace)
+    if settings.data_dir is not None:
+        from convener.store.sqlite import SQLiteStore
+
+        return SQLiteStore(Path(settings.data_dir))
+    return MemoryStore()

@@ -1,0 +1,344 @@
+"""The auditor: which invariants does this data break, and where exactly?
+
+Pure functions over what was read from a store (`convener.store.audit` reads it). They take nothing on trust:
+a log is judged by its own entries, the head by the log, the inbox by both. Every finding names ids, seqs and
+positions.
+
+A position without an entry is not a finding by itself. A stop uses one up, and UNSEND may take a message back
+from between others. What tells a message that was lost from one that was taken back is `seen`: UNSEND forgets
+the id in the same step, and nothing else forgets one that young.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final, cast
+
+from convener.core.admission import Slot
+from convener.core.membership import Membership
+from convener.core.model import SEEN_WINDOW, InboxEntry, LogEntry, Meta
+from convener.core.wire import turn_position
+
+SETTLING: Final = frozenset({"turn_done", "turn_failed", "turn_interrupted"})
+"""Kinds of entries that end a turn, and with it settle the messages that it answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One finding: the broken invariant (``format``: it cannot be read), the place, the facts."""
+
+    invariant: str
+    where: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.invariant} {self.where}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationFacts:
+    """One conversation, as of one instant.
+
+    Attributes:
+        log: all entries up to `meta.seq`, oldest first.
+        inbox: unread entries by position.
+        seen: remembered message ids with their positions.
+        queued: its start waits in the user's queue.
+    """
+
+    cid: str
+    meta: Meta
+    log: Sequence[LogEntry] = ()
+    inbox: Sequence[InboxEntry] = ()
+    seen: Mapping[str, int] = field(default_factory=dict[str, int])
+    queued: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A log entry, taken apart."""
+
+    epoch: int
+    seq: int
+    kind: str
+    turn: str
+    data: object
+
+    @property
+    def at(self) -> str:
+        """The entry's place, for people."""
+        return f"({self.epoch}, {self.seq})"
+
+    def member(self, name: str) -> object:
+        """A member of `data`, None if there is none."""
+        data = self.data
+        return cast("dict[str, object]", data).get(name) if isinstance(data, dict) else None
+
+
+def parse_event(entry: LogEntry) -> Event | None:
+    """Take an entry apart; None if it does not have the form of one."""
+    try:
+        value: Any = json.loads(entry.event)
+        kind, turn, data = value["kind"], value["turn"], value["data"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(kind, str) or not isinstance(turn, str):
+        return None
+    return Event(entry.epoch, entry.seq, kind, turn, data)
+
+
+def audit_conversation(facts: ConversationFacts) -> list[Violation]:
+    """I1, I2, I3, I8, I13 and I15 of one conversation."""
+    events: list[Event] = []
+    findings: list[tuple[str, str]] = []
+    for entry in facts.log:
+        event = parse_event(entry)
+        if event is None:
+            findings.append(("format", f"entry ({entry.epoch}, {entry.seq}) is not an event"))
+        else:
+            events.append(event)
+    findings += _order(facts.log)
+    findings += _epochs(events)
+    findings += _head(facts)
+    inputs = _Inputs(events)
+    findings += inputs.findings
+    findings += _settled(facts.meta, events, inputs)
+    findings += _inbox(facts, inputs)
+    findings += _remembered(facts, inputs)
+    findings += _unanswered(facts)
+    findings += _stopped(facts.meta, events)
+    return [Violation(invariant, f"conversation {facts.cid}", detail) for invariant, detail in findings]
+
+
+def _order(log: Sequence[LogEntry]) -> Iterator[tuple[str, str]]:
+    """I1 and I3, from the numbers alone."""
+    epoch, seq = 0, 0
+    for entry in log:
+        if entry.seq != seq + 1:
+            yield "I1", f"after seq {seq} comes entry ({entry.epoch}, {entry.seq})"
+        if entry.epoch < epoch:
+            yield "I3", f"entry ({entry.epoch}, {entry.seq}) was added after epoch {epoch} had begun"
+        epoch, seq = max(epoch, entry.epoch), entry.seq
+
+
+def _epochs(events: Sequence[Event]) -> Iterator[tuple[str, str]]:
+    """I2, and that each `open` names the entry before it."""
+    opened: dict[int, Event] = {}
+    before: Event | None = None
+    for event in events:
+        first = opened.get(event.epoch)
+        if event.kind == "open" and first is not None:
+            yield "I2", f"epoch {event.epoch} is opened twice, at seq {first.seq} and at seq {event.seq}"
+        elif event.kind == "open":
+            opened[event.epoch] = event
+            place = [before.epoch, before.seq] if before else [0, 0]
+            if event.member("prev") != place:
+                named = event.member("prev")
+                yield "I1", f"the open entry {event.at} says that it follows {named}, but it follows {place}"
+        elif first is None:
+            opened[event.epoch] = event
+            yield "I2", f"epoch {event.epoch} begins with {event.kind} at seq {event.seq}, not with open"
+        before = event
+
+
+def _head(facts: ConversationFacts) -> Iterator[tuple[str, str]]:
+    """What the head says of the log and of the positions."""
+    meta = facts.meta
+    epoch, seq = (facts.log[-1].epoch, facts.log[-1].seq) if facts.log else (0, 0)
+    if meta.seq != seq:
+        yield "I1", f"the head says that the last seq is {meta.seq}, the log ends at {seq}"
+    if meta.epoch < epoch:
+        yield "I3", f"the head is at epoch {meta.epoch}, the log already at {epoch}"
+    if not meta.done <= meta.cursor <= meta.position:
+        yield "I8", f"done {meta.done}, cursor {meta.cursor}, position {meta.position} are not in order"
+
+
+class _Inputs:
+    """The messages in the log: by position, and by id."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.by_position: dict[int, Event] = {}
+        self.by_id: dict[str, Event] = {}
+        self.findings: list[tuple[str, str]] = []
+        latest = 0
+        for event in events:
+            if event.kind != "input":
+                continue
+            position, message_id = turn_position(event.turn), event.member("message_id")
+            if not position or not isinstance(message_id, str):
+                self.findings.append(("format", f"the input {event.at} has no turn or no message id"))
+                continue
+            self._add(event, position, message_id, latest)
+            latest = max(latest, position)
+
+    def _add(self, event: Event, position: int, message_id: str, latest: int) -> None:
+        if (same := self.by_position.get(position)) is not None:
+            problem = f"position {position} is in the log twice, at seq {same.seq} and at seq {event.seq}"
+            self.findings.append(("I8", problem))
+        elif position < latest:
+            problem = f"position {position} comes after position {latest}, at seq {event.seq}"
+            self.findings.append(("I8", problem))
+        earlier = self.by_id.get(message_id)
+        # Further apart than the window, the id had been forgotten and was accepted anew.
+        if earlier is not None and position - turn_position(earlier.turn) <= SEEN_WINDOW:
+            problem = f"message {message_id} is in the log twice, at seq {earlier.seq} and at seq {event.seq}"
+            self.findings.append(("I8", problem))
+        self.by_position.setdefault(position, event)
+        self.by_id[message_id] = event
+
+    def has(self, message_id: str, position: int) -> bool:
+        """Whether the log has this message at this position."""
+        event = self.by_position.get(position)
+        return event is not None and event.member("message_id") == message_id
+
+
+def _settles(event: Event) -> set[int]:
+    """Positions that a settling entry settles: its turn's, and those that it names."""
+    named, own = event.member("settles"), turn_position(event.turn)
+    positions = {own} if own else set[int]()
+    if isinstance(named, list):
+        positions |= {p for p in cast("list[object]", named) if isinstance(p, int)}
+    return positions
+
+
+def _settled(meta: Meta, events: Sequence[Event], inputs: _Inputs) -> Iterator[tuple[str, str]]:
+    """I8: each message is settled once at most, and once if it counts as done."""
+    settled: dict[int, Event] = {}
+    given_up = 0
+    for event in events:
+        if event.kind == "stopped":
+            given_up = event.seq
+        if event.kind not in SETTLING:
+            continue
+        for position in sorted(_settles(event)):
+            if position not in inputs.by_position:
+                yield "I8", f"{event.kind} {event.at} settles position {position}, which is not in the log"
+            elif inputs.by_position[position].seq > event.seq:
+                yield "I8", f"{event.kind} {event.at} settles position {position} before it was taken in"
+            if (first := settled.setdefault(position, event)) is not event:
+                yield "I8", f"position {position} is settled twice, at seq {first.seq} and at seq {event.seq}"
+            if position > meta.done:
+                yield "I8", f"position {position} is settled at seq {event.seq}, but done is {meta.done}"
+    for position, event in inputs.by_position.items():
+        if position <= meta.done and position not in settled and event.seq > given_up:
+            named = f"message {event.member('message_id')} at position {position} (seq {event.seq})"
+            yield "I8", f"{named} counts as done, but no entry settles it"
+
+
+def _inbox(facts: ConversationFacts, inputs: _Inputs) -> Iterator[tuple[str, str]]:
+    """I8: the inbox has what follows the cursor, each once, none of it in the log, all of it remembered."""
+    meta, previous = facts.meta, 0
+    for entry in facts.inbox:
+        name = f"inbox entry {entry.position} ({entry.kind} {entry.message_id})"
+        if not max(meta.cursor, previous) < entry.position <= meta.position:
+            bounds = f"cursor {meta.cursor}, position {meta.position}"
+            yield "I8", f"{name} is out of place: after {previous}, with {bounds}"
+        previous = entry.position
+        if entry.kind != "message":
+            continue
+        if entry.position in inputs.by_position:
+            yield "I8", f"{name} is in the log already, at seq {inputs.by_position[entry.position].seq}"
+        if facts.seen.get(entry.message_id) != entry.position:
+            yield "I8", f"{name} is remembered at {facts.seen.get(entry.message_id)}, not at its position"
+    if meta.position > meta.cursor and previous < meta.position:
+        yield "I8", f"the last accepted entry, at position {meta.position}, is not in the inbox"
+
+
+def _remembered(facts: ConversationFacts, inputs: _Inputs) -> Iterator[tuple[str, str]]:
+    """I8: whatever was accepted is in the log or in the inbox."""
+    waiting = {(entry.message_id, entry.position) for entry in facts.inbox}
+    for message_id, position in facts.seen.items():
+        if position > facts.meta.position:
+            yield "I8", f"message {message_id} is remembered at position {position}, beyond the last one"
+        elif position and (message_id, position) not in waiting and not inputs.has(message_id, position):
+            yield "I8", f"message {message_id} was accepted at position {position}, but is nowhere"
+
+
+def _unanswered(facts: ConversationFacts) -> Iterator[tuple[str, str]]:
+    """I13 and I11: nobody owns it, so nothing may be open, and nothing unread unless the start is queued."""
+    meta = facts.meta
+    if meta.owner or meta.status != "running":
+        return
+    if meta.done < meta.cursor:
+        yield "I13", f"nobody owns it, but positions {meta.done + 1} to {meta.cursor} are unanswered"
+    if meta.cursor < meta.position and not facts.queued:
+        unread = f"positions {meta.cursor + 1} to {meta.position} are unread"
+        yield "I11", f"nobody owns it and no start is queued, but {unread}"
+
+
+def _stopped(meta: Meta, events: Sequence[Event]) -> Iterator[tuple[str, str]]:
+    """I15: a stop is the last word until the user resumes, and gets finished."""
+    for before, event in pairwise(events):
+        if before.kind == "stopped" and event.epoch == before.epoch:
+            yield "I15", f"{event.kind} {event.at} follows the stopped entry of its own epoch"
+    last = events[-1] if events else None
+    if meta.status == "stopped" and (last is None or last.kind != "stopped"):
+        yield "I15", f"it is stopped, but its last entry is {f'{last.kind} {last.at}' if last else 'missing'}"
+    if meta.owner and last is not None and last.kind == "stopped":
+        yield "I15", f"{meta.owner} owns it, but its last entry is stopped {last.at}"
+    if meta.owner and meta.status == "stopped":
+        yield "I15", f"it is stopped, but {meta.owner} owns it"
+    if meta.status == "stopping" and not meta.owner:
+        yield "I15", "it is stopping and nobody owns it, so nobody finishes the stop"
+
+
+def audit_user(
+    user: str, slots: Mapping[str, Slot], limit: int, heads: Mapping[str, Meta], buried: Collection[str]
+) -> list[Violation]:
+    """I6 of one user.
+
+    Args:
+        user: not empty; users without an id have no slots.
+        slots: the user's slots by conversation.
+        limit: conversations that the user may run at once; 0 for no limit.
+        heads: heads of the user's conversations.
+        buried: the buried incarnations.
+    """
+    where = f"user {user}"
+    found: list[Violation] = []
+    if limit and len(slots) > limit:
+        found.append(Violation("I6", where, f"{len(slots)} slots with a limit of {limit}: {sorted(slots)}"))
+    for cid, meta in heads.items():
+        if not meta.owner or meta.owner in buried:
+            continue
+        slot = slots.get(cid)
+        if slot is None:
+            found.append(Violation("I6", where, f"{meta.owner} owns conversation {cid} without a slot"))
+        elif slot != Slot(meta.nonce, meta.owner):
+            owner = f"{meta.owner} owns conversation {cid} under nonce {meta.nonce}"
+            found.append(Violation("I6", where, f"{owner}, but the slot is {slot.encode()}"))
+    return found
+
+
+def audit_nodes(
+    membership: Membership,
+    records: Mapping[str, Collection[str]],
+    owners: Mapping[str, str],
+    slots: Mapping[str, Mapping[str, Slot]],
+) -> list[Violation]:
+    """I10 and I12: whom the membership knows, and what every node's hash has to contain.
+
+    Args:
+        membership: members and buried.
+        records: conversations in each node's hash.
+        owners: the owner of each conversation, "" for nobody.
+        slots: slots by conversation, by user.
+    """
+    found = [
+        Violation("I10", f"node {name}", "it is buried, and a member all the same")
+        for name in membership.members
+        if name in membership.dead
+    ]
+    named = [(owner, cid, f"it owns conversation {cid}") for cid, owner in owners.items() if owner]
+    for user, held in slots.items():
+        for cid, slot in held.items():
+            named.append((slot.incarnation, cid, f"the slot of conversation {cid} of user {user} names it"))
+    for name, cid, why in named:
+        if name not in membership.members and name not in membership.dead:
+            found.append(Violation("I12", f"node {name}", f"{why}, but it is neither a member nor buried"))
+        if cid not in records.get(name, ()):
+            found.append(Violation("I12", f"node {name}", f"{why}, but its hash has no record of that"))
+    return found

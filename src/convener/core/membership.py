@@ -1,0 +1,147 @@
+"""Who is a member, who is buried, and when burying is allowed (protocol, section 4).
+
+Burial is terminal (I10). Renewal never creates a member. A store that paused, restarted or failed over must
+not bury the healthy: whoever finds `pulse` (the latest renewal of anybody) older than two seconds sets
+`grace`, and until then nobody is buried. Times are the store's clock in ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+PULSE_LIMIT_MS: Final = 2000
+BURY_SLACK_MS: Final = 250
+DEAD_KEPT_MS: Final = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A live incarnation. `deadline` ends its lease; `info` is JSON text for others (address, version)."""
+
+    deadline: int
+    ttl: int
+    renew: int
+    info: str = "{}"
+
+    def last_renewal(self) -> int:
+        """When the store applied its latest renewal."""
+        return self.deadline - self.ttl
+
+    def is_stale(self, now: int) -> bool:
+        """Two renewals were missed: it may be looked at, it is not dead yet."""
+        return now - self.last_renewal() > 2 * self.renew + BURY_SLACK_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The members, the buried with the time of burial, and the version that changes with either."""
+
+    members: Mapping[str, Member] = field(default_factory=dict[str, Member])
+    dead: Mapping[str, int] = field(default_factory=dict[str, int])
+    version: int = 0
+    pulse: int = 0
+    grace: int = 0
+
+
+JoinOutcome = Literal["OK", "DEAD"]
+BuryOutcome = Literal["OK", "GONE", "GRACE", "FRESH", "ALIVE", "MANY"]
+
+
+@dataclass(frozen=True, slots=True)
+class RenewReply:
+    """Outcome of JOIN and RENEW, with the membership's version."""
+
+    outcome: JoinOutcome
+    version: int = 0
+
+
+def _felt(state: Membership, ttl: int, now: int) -> Membership:
+    """Look at the pulse. An old one: renewals could not arrive, so nobody's silence proves anything."""
+    if state.pulse and now - state.pulse > PULSE_LIMIT_MS:
+        return replace(state, grace=max(state.grace, now + ttl))
+    return state
+
+
+def join(state: Membership, incarnation: str, member: Member, now: int) -> tuple[RenewReply, Membership]:
+    """JOIN: become a member; the only step that makes one. `member.deadline` is ignored."""
+    if incarnation in state.dead:
+        return RenewReply("DEAD", state.version), state
+    state = _felt(state, member.ttl, now)
+    members = {**state.members, incarnation: replace(member, deadline=now + member.ttl)}
+    state = replace(state, members=members, version=state.version + 1, pulse=now)
+    return RenewReply("OK", state.version), state
+
+
+def renew(state: Membership, incarnation: str, info: str | None, now: int) -> tuple[RenewReply, Membership]:
+    """RENEW: extend the lease; who is not a member is answered like the buried.
+
+    A lapsed lease that nobody buried may be renewed: takeover needs burial, so nothing has been taken.
+    """
+    member = state.members.get(incarnation)
+    if member is None:
+        return RenewReply("DEAD", state.version), state
+    state = _felt(state, member.ttl, now)
+    member = replace(member, deadline=now + member.ttl, info=member.info if info is None else info)
+    state = replace(state, members={**state.members, incarnation: member}, pulse=now)
+    return RenewReply("OK", state.version), state
+
+
+def _buried(state: Membership, names: tuple[str, ...], now: int) -> Membership:
+    members = {k: v for k, v in state.members.items() if k not in names}
+    dead = {**state.dead, **dict.fromkeys(names, now)}
+    return replace(state, members=members, dead=dead, version=state.version + 1)
+
+
+def reap(state: Membership, ttl: int, now: int) -> tuple[tuple[str, ...], Membership]:
+    """REAP: bury the members whose lease has passed. `ttl` is the caller's, for the grace period."""
+    state = _felt(state, ttl, now)
+    if now < state.grace:
+        return (), state
+    names = tuple(name for name, member in state.members.items() if member.deadline <= now)
+    return names, _buried(state, names, now) if names else state
+
+
+def bury(
+    state: Membership, incarnation: str, live_subscribers: int, ttl: int, now: int
+) -> tuple[BuryOutcome, Membership]:
+    """BURY: the fast path for a killed process. Compares everything itself, in one step.
+
+    Args:
+        state: who is a member and who is not.
+        incarnation: whom to bury.
+        live_subscribers: subscribers of the incarnation's `live` channel, counted in the same step. They only
+            spare a node that is late; what keeps two nodes from acting is the clock rule (`core.lease`).
+        ttl: the caller's, in ms, for the grace period.
+        now: the store's clock in ms.
+    """
+    member = state.members.get(incarnation)
+    if member is None:
+        return "GONE", state
+    state = _felt(state, ttl, now)
+    if now < state.grace:
+        return "GRACE", state
+    if not member.is_stale(now):
+        return "FRESH", state
+    if live_subscribers:
+        return "ALIVE", state
+    stale = sum(m.is_stale(now) for m in state.members.values())
+    if stale > max(1, len(state.members) // 3):
+        return "MANY", state
+    return "OK", _buried(state, (incarnation,), now)
+
+
+def leave(state: Membership, incarnation: str, now: int) -> Membership:
+    """LEAVE: a clean exit buries itself."""
+    if incarnation in state.members:
+        return _buried(state, (incarnation,), now)
+    return state
+
+
+def forget(state: Membership, incarnation: str, kept_ms: int, now: int) -> Membership:
+    """FORGET: drop a burial after `kept_ms`; the caller has seen that the node's hash is empty."""
+    buried = state.dead.get(incarnation)
+    if buried is None or now - buried < kept_ms:
+        return state
+    return replace(state, dead={k: v for k, v in state.dead.items() if k != incarnation})

@@ -1,0 +1,148 @@
+"""What a start does when the user's limit is met: look for slots left behind, then the policy (protocol, section 5).
+
+A slot may be freed from outside only when its conversation is unowned and the node it names is buried or has no
+record of it: the record is written before RESERVE and removed after UNRESERVE, so without one nobody is about to
+use the slot. Freeing is by nonce, so a slot that was taken anew meanwhile stays (I6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import structlog
+
+from convener.core.admission import Slot, Waiting
+from convener.core.model import ClaimReason
+from convener.errors import ConvenerError, ConversationStopped, LimitExceeded, NotFound
+from convener.ids import new_nonce
+from convener.manager.clock import wall_ms
+from convener.manager.context import NodeContext
+from convener.manager.records import Records
+from convener.manager.starter import Queued
+
+log = structlog.get_logger(__name__)
+
+RETRY_S: Final = 5.0
+
+Hibernate = Callable[[str, str], Awaitable[bool]]
+"""Ask the owner (an incarnation) to hibernate a conversation if it is idle; True if its slot is free."""
+
+
+class Admission:
+    """Makes room by the policy, and looks after the starts that wait in this node's name."""
+
+    def __init__(self, node: NodeContext, records: Records, hibernate: Hibernate) -> None:
+        self._node = node
+        self._records = records
+        self._hibernate = hibernate
+        self._waiting: dict[str, tuple[str, str, ClaimReason]] = {}
+        self.start: Callable[[str, ClaimReason], Awaitable[object]] | None = None
+        self.poke: Callable[[Waiting], Awaitable[None]] | None = None
+
+    async def limit_of(self, user: str) -> int:
+        """The user's limit as people say it: how many may run."""
+        own = await self._node.agent.limit(user)
+        return self._node.options.raised_limit - 1 if own is None else own
+
+    async def make_room(self, user: str, cid: str, reason: ClaimReason, attempt: int) -> None:
+        """See `Starts.make_room`."""
+        slots = await self._node.store.slots(user)
+        if attempt == 1 and await self._free_stale(user, slots):
+            return
+        policy = self._node.options.limit_policy
+        limit = await self.limit_of(user)
+        # Others may take what was freed; a few more tries than there are slots, then it is really full.
+        if policy == "evict_idle" and attempt <= 2 * limit + 2 and await self._evict(user, cid, slots):
+            return
+        self._node.metrics.limit_rejections.labels(policy=policy).inc()
+        waits = reason == "takeover" or policy == "queue" or (policy == "evict_idle" and reason == "wake")
+        if waits and await self._enqueue(user, cid, reason):
+            raise Queued(f"{len(slots)} of {limit} conversations are running; this one waits for its turn")
+        raise LimitExceeded(limit=limit, running=sorted(c for c in slots if c != cid))
+
+    async def _free_stale(self, user: str, slots: Mapping[str, Slot]) -> bool:
+        freed = False
+        for cid, slot in slots.items():
+            meta = await self._node.store.head(cid)
+            if meta is not None and meta.owner:
+                continue
+            if slot.incarnation not in self._node.buried:
+                record = await self._node.store.record(slot.incarnation, cid)
+                if record is not None:
+                    continue
+            log.info("a slot was left behind; freed", conversation_id=cid, user_id=user, node=slot.incarnation)
+            await self._node.store.unreserve(user, cid, slot.nonce)
+            freed = True
+        return freed
+
+    async def _evict(self, user: str, cid: str, slots: Mapping[str, Slot]) -> bool:
+        """Hibernate the user's longest idle conversation; never a working one, never the newcomer."""
+        candidates: list[tuple[int, str, str]] = []
+        for other, slot in slots.items():
+            if other == cid:
+                continue
+            found = self._node.directory.find(other)
+            if found is not None and found[1].status == "running":
+                continue
+            since = found[1].since if found is not None and found[1].status == "idle" else wall_ms()
+            candidates.append((since, other, slot.incarnation))
+        for _, other, incarnation in sorted(candidates):
+            if await self._hibernate(other, incarnation):
+                log.info("idle conversation hibernated for a new one", conversation_id=other, user_id=user)
+                return True
+        # Nothing was idle; but what was working may have ended its slot meanwhile.
+        return len(await self._node.store.slots(user)) < len(slots)
+
+    # -- waiting starts ----------------------------------------------------------------------------------------
+
+    async def _enqueue(self, user: str, cid: str, reason: ClaimReason) -> bool:
+        """Enter the user's queue in this node's name. The record lets recovery find the entry if this node dies."""
+        nonce = new_nonce()
+        await self._records.begin(cid, user, 0, nonce)
+        if not await self._node.store.enqueue(user, cid, self._node.incarnation, reason):
+            await self._records.end(cid, nonce, self._node.incarnation, "hibernated")
+            return False
+        self._waiting[cid] = (user, nonce, reason)
+        return True
+
+    def is_waiting(self, cid: str) -> bool:
+        """Whether a start of this conversation waits in this node's name."""
+        return cid in self._waiting
+
+    async def freed(self, waiting: Waiting | None) -> None:
+        """A slot was given back: let the longest waiting start try."""
+        if waiting is None:
+            return
+        if waiting.incarnation == self._node.incarnation:
+            self._node.supervisor.spawn(f"queued start {waiting.conversation_id}", self.retry(waiting.conversation_id))
+        elif self.poke is not None:
+            await self.poke(waiting)
+
+    async def retry(self, cid: str) -> None:
+        """Try a waiting start of this node again."""
+        held = self._waiting.get(cid)
+        if held is None or self.start is None:
+            return
+        user, nonce, reason = held
+        try:
+            await self.start(cid, reason)
+        except (NotFound, ConversationStopped):
+            await self._node.store.dequeue(user, cid)
+        except ConvenerError as error:
+            log.info("a start waits on", conversation_id=cid, error=str(error))
+            return
+        self._waiting.pop(cid, None)
+        await self._records.end(cid, nonce, self._node.incarnation, "hibernated")
+
+    async def run(self) -> None:
+        """Try this node's waiting starts every 5 s: what freed a slot may have died before it told anybody."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            for cid in list(self._waiting):
+                await self.retry(cid)
+
+    def new_life(self) -> None:
+        """A new incarnation: recovery takes the old one's entries over."""
+        self._waiting.clear()

@@ -1,0 +1,282 @@
+"""The owner's only way to write: chained, fenced appends (I1, I2, I3, I4).
+
+Up to `CHAIN` batches are under way, each expecting the end of the one before; what is submitted meanwhile is
+gathered into the next. A pending batch is retried unchanged under its id, never replaced: after lost replies the
+store's last batch id tells which of them were written, and all before it count as written too. Nothing is sent
+while the lease is not good (I7); what was already sent is fenced by the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+
+from convener.core.model import AppendReply, AppendRequest, LogEntry
+from convener.errors import OwnershipLost, StaleEpoch, StoreUnavailable
+from convener.manager.context import NodeContext
+
+log = structlog.get_logger(__name__)
+
+CHAIN: Final = 8
+BATCH_EVENTS: Final = 500
+BATCH_BYTES: Final = 512 << 10
+RETRY_PAUSE_S: Final = 0.1
+
+
+@dataclass(slots=True)
+class Ticket:
+    """What becomes of a submitted update: `sent` when it went to the store, `written` when it is committed."""
+
+    sent: asyncio.Future[None]
+    written: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class Update:
+    """Events and marks that are written together or not at all."""
+
+    events: list[str]
+    cursor: int = 0
+    done: int = 0
+    base: int = 0
+    state: bytes | None = None
+    stopped: bool = False
+    tickets: list[Ticket] = field(default_factory=list[Ticket])
+
+    def size(self) -> int:
+        """Bytes, roughly."""
+        return sum(map(len, self.events)) + len(self.state or b"")
+
+    def takes(self, other: Update) -> bool:
+        """Whether `other` may be written in the same batch."""
+        if self.stopped or len(self.events) + len(other.events) > BATCH_EVENTS:
+            return False
+        return self.size() + other.size() <= BATCH_BYTES
+
+    def add(self, other: Update) -> None:
+        """Write `other` together with this one."""
+        self.events += other.events
+        self.cursor, self.done = max(self.cursor, other.cursor), max(self.done, other.done)
+        self.base = max(self.base, other.base)
+        self.state = self.state if other.state is None else other.state
+        self.stopped = other.stopped
+        self.tickets += other.tickets
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch under way."""
+
+    request: AppendRequest
+    tickets: list[Ticket]
+
+    @property
+    def end(self) -> int:
+        """The log's seq after it."""
+        return self.request.expected + len(self.request.events)
+
+
+class Owner(Protocol):
+    """Who is told how it went."""
+
+    def committed(self, entries: list[LogEntry]) -> None: ...
+
+    def fenced(self) -> None: ...
+
+    def diverged(self) -> None: ...
+
+
+class Appender:
+    """Writes one conversation's log under one epoch."""
+
+    def __init__(
+        self, node: NodeContext, cid: str, epoch: int, seq: int, owner: Owner, name: Callable[[int], str]
+    ) -> None:
+        self._node = node
+        self._cid = cid
+        self._epoch = epoch
+        self._me = node.incarnation
+        self._lease = node.lease
+        self._owner = owner
+        self._name = name
+        self._waiting: deque[Update] = deque()
+        self._flying: deque[Batch] = deque()
+        self._under_way = 0
+        self._landed = asyncio.Event()
+        self._retrying = False
+        self._closed = False
+        self.sent_seq = seq
+        """The seq after everything that was sent."""
+        self.written_seq = seq
+        self.next_seq = seq
+        """The seq after everything that was submitted."""
+
+    @property
+    def quiet(self) -> bool:
+        """Whether everything that was submitted is committed."""
+        return not self._waiting and not self._flying
+
+    def submit(self, update: Update) -> Ticket:
+        """Queue an update; it is sent in this tick if the chain has room and the lease is good."""
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(loop.create_future(), loop.create_future())
+        update.tickets.append(ticket)
+        if self._closed:
+            self._fail([ticket])
+            return ticket
+        self.next_seq += len(update.events)
+        if self._waiting and self._waiting[-1].takes(update):
+            self._waiting[-1].add(update)
+        else:
+            self._waiting.append(update)
+        self.push()
+        return ticket
+
+    def push(self) -> None:
+        """Send what waits, as far as chain and lease allow. Called again when either improves."""
+        while self._waiting and len(self._flying) < CHAIN and not self._retrying and not self._closed:
+            if not self._lease.valid():
+                return
+            update = self._waiting.popleft()
+            request = AppendRequest(
+                owner=self._me,
+                epoch=self._epoch,
+                expected=self.sent_seq,
+                batch=self._name(self.sent_seq),
+                cursor=update.cursor,
+                done=update.done,
+                base=update.base,
+                events=tuple(update.events),
+                state=update.state,
+                stopped=update.stopped,
+            )
+            batch = Batch(request, update.tickets)
+            self.sent_seq = batch.end
+            self._flying.append(batch)
+            self._send(batch)
+
+    def _send(self, batch: Batch) -> None:
+        self._under_way += 1
+        self._landed.clear()
+        self._node.supervisor.spawn(f"append {self._cid}", self._exchange(batch))
+        for ticket in batch.tickets:
+            if not ticket.sent.done():
+                ticket.sent.set_result(None)
+
+    async def _exchange(self, batch: Batch) -> None:
+        try:
+            reply = await self._node.store.append(self._cid, batch.request)
+        except StoreUnavailable as error:
+            self._node.metrics.store_errors.labels(kind=error.wire_code).inc()
+            reply = None
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._landed.set()
+        if self._closed:
+            return
+        if reply is None:
+            self._retry()
+        else:
+            self._take(batch, reply)
+        self.push()
+
+    def _take(self, batch: Batch, reply: AppendReply) -> None:
+        if reply.outcome == "FENCED":
+            self._node.metrics.fenced_appends.inc()
+            self.close()
+            self._owner.fenced()
+        elif reply.outcome == "OK":
+            self._settle(batch)
+        elif batch in self._flying:
+            self._explain(batch, reply)
+
+    def _explain(self, batch: Batch, reply: AppendReply) -> None:
+        """GAP: find out from the last batch id what was written although its reply was lost."""
+        for written in self._flying:
+            if reply.outcome == "GAP" and written.request.batch == reply.batch and written.end == reply.seq:
+                self._settle(written)
+                break
+        if batch not in self._flying:
+            return
+        first = self._flying[0].request.expected
+        if reply.outcome == "GAP" and reply.seq == first:
+            self._retry()
+        else:
+            log.warning(
+                "the log is not what this owner wrote",
+                conversation_id=self._cid,
+                outcome=reply.outcome,
+                seq=reply.seq,
+                expected=first,
+            )
+            self.close()
+            self._owner.diverged()
+
+    def _settle(self, upto: Batch) -> None:
+        """`upto` and every batch before it are written."""
+        while self._flying and upto in self._flying:
+            batch = self._flying.popleft()
+            request = batch.request
+            self.written_seq = batch.end
+            for ticket in batch.tickets:
+                if not ticket.written.done():
+                    ticket.written.set_result(None)
+            entries = [
+                LogEntry(request.epoch, request.expected + i, text)
+                for i, text in enumerate(request.events, start=1)
+            ]
+            self._owner.committed(entries)
+
+    def _retry(self) -> None:
+        if not self._retrying:
+            self._retrying = True
+            self._node.supervisor.spawn(f"append again {self._cid}", self._again())
+
+    async def _again(self) -> None:
+        """Send all that flies once more, unchanged and in order, when every earlier attempt has its outcome."""
+        await asyncio.sleep(RETRY_PAUSE_S)
+        await self._landed.wait()
+        while not self._closed and not self._lease.valid():
+            if self._lease.ended:
+                return
+            await asyncio.sleep(RETRY_PAUSE_S)
+        self._retrying = False
+        if not self._closed:
+            for batch in list(self._flying):
+                self._send(batch)
+            self.push()
+
+    def close(self) -> None:
+        """Send nothing more; what is not known to be written fails with `StaleEpoch`."""
+        self._closed = True
+        for batch in self._flying:
+            self._fail(batch.tickets)
+        for update in self._waiting:
+            self._fail(update.tickets)
+        self._flying.clear()
+        self._waiting.clear()
+
+    @staticmethod
+    def _fail(tickets: list[Ticket]) -> None:
+        for ticket in tickets:
+            for future in (ticket.sent, ticket.written):
+                if not future.done():
+                    future.set_exception(StaleEpoch("this node does not own the conversation any more"))
+                    future.exception()
+
+    async def settled(self) -> None:
+        """Wait until everything that was submitted is committed. Raises `OwnershipLost` if that cannot be."""
+        while not self.quiet:
+            last = self._waiting[-1].tickets if self._waiting else self._flying[-1].tickets
+            if not last:
+                await asyncio.sleep(RETRY_PAUSE_S)
+                continue
+            await asyncio.shield(last[-1].written)
+        if self._closed:
+            raise OwnershipLost("this node does not own the conversation any more")

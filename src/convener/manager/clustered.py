@@ -1,0 +1,334 @@
+"""The manager of a cluster: every node runs one, over Redis or Valkey.
+
+What it adds to the standalone one: a lease that is renewed from a thread, other nodes and their burials, recovery
+of what they leave, calls between nodes, and the listener that keeps the directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ClassVar, Final, cast
+
+import structlog
+
+from convener.core.directory import LISTED, LoopStatus, Record
+from convener.core.lease import LeaseTerms
+from convener.errors import ConfigurationError, ConvenerError, NotFound, OwnerUnavailable, StoreUnavailable
+from convener.ids import new_incarnation
+from convener.manager.calls import Calls
+from convener.manager.clock import wall_ms
+from convener.manager.context import NodeOptions
+from convener.manager.heartbeat import Heartbeat
+from convener.manager.lease import Lease
+from convener.manager.members import Members
+from convener.manager.recovery import Recovery
+from convener.manager.standalone import StandaloneConversationManager
+from convener.manager.sync import Sync
+from convener.store.base import Store
+
+log = structlog.get_logger(__name__)
+
+HIBERNATE_TIMEOUT_S: Final = 2.0
+START_TIMEOUT_S: Final = 15.0
+STOP_NOTICE_S: Final = 2.0
+
+OVERRIDES: Final = frozenset({"waiting", "recovering", "draining", "failed"})
+"""Statuses that the log does not show."""
+
+
+@dataclass(eq=False)
+class ClusteredConversationManager(StandaloneConversationManager):
+    """Runs conversations in a cluster; extends the standalone manager.
+
+    Args:
+        redis_url: the store; default `config`'s or `server_config`'s attribute of that name, then
+            ``CONVENER_REDIS_URL``. Not needed if `store` is given.
+        namespace: prefix of every key, so that several clusters can share a store.
+    """
+
+    redis_url: str | None = None
+    namespace: str = "convener"
+
+    publishes: ClassVar[bool] = True
+    _calls: Calls = field(init=False, repr=False)
+    _sync: Sync = field(init=False, repr=False)
+    _heartbeat: Heartbeat | None = field(default=None, init=False, repr=False)
+    _rebirth: asyncio.Event = field(init=False, repr=False)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def _terms(self, options: NodeOptions) -> LeaseTerms | None:
+        terms = LeaseTerms(options.lease_ttl, options.renew_interval, options.fast_burial)
+        if not terms.are_sound():
+            raise ConfigurationError("lease_ttl less 2 s must be at least 4 renew_interval")
+        return terms
+
+    def _make_store(self) -> Store:
+        url = self.redis_url
+        for source in (self.config, self.server_config):
+            url = url or getattr(source, "redis_url", None)
+        url = url or os.environ.get("CONVENER_REDIS_URL")
+        if not url:
+            raise ConfigurationError("a clustered manager needs redis_url (or CONVENER_REDIS_URL)")
+        # Imported here, so that a process without Redis does not load its client.
+        from convener.store.redis import RedisStore
+
+        return RedisStore(str(url), namespace=self.namespace)
+
+    async def _begin(self) -> None:
+        engine = self.engine
+        node, keep = engine.node, engine.node.supervisor.keep
+        self._rebirth = asyncio.Event()
+        self._members = Members(node)
+        self._sync = Sync(node, self._members)
+        self._recovery = Recovery(engine, self._members)
+        self._calls = Calls(node)
+        self._serve()
+        self._members.on_buried.append(self._on_buried)
+        self._members.on_dead = self._rebirth.set
+        engine.admission.poke = self._poke
+        engine.hibernate_elsewhere = self._ask_to_hibernate
+        self._watch_health()
+        await self._live()
+        keep("state listener", self._redis_subscribe)
+        async with asyncio.timeout(node.options.start_timeout):
+            await self._sync.subscribed.wait()
+        await self._sync.read_all()
+        engine.begin()
+        keep("directory reader", self._sync.read_forever)
+        keep("directory check", self._sync.reconcile_forever)
+        keep("reaper", self._members.reap_forever)
+        keep("forgetting", self._members.forget_forever)
+        keep("lease watch", self._watch_lease)
+        keep("new life", self._be_reborn)
+        if node.options.fast_burial:
+            keep("burial watch", self._members.look_forever)
+
+    async def _live(self) -> None:
+        """Join as the incarnation that the context names, and renew it."""
+        node = self.engine.node
+        await self._calls.open()
+        await self._members.join()
+        # Who renews before it is a member would be told that it is dead.
+        heartbeat = Heartbeat(
+            node, node.store.heartbeat_link, self._members.info, self._on_version, self._rebirth.set
+        )
+        self._heartbeat = heartbeat
+        node.supervisor.keep("event loop tick", heartbeat.tick)
+        heartbeat.start()
+        await node.lease.wait_valid(node.options.start_timeout)
+        await self._members.refresh()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give everything back, bury this incarnation, end all background work."""
+        try:
+            await super().__aexit__(kind, error, trace)
+        finally:
+            if self._heartbeat is not None:
+                await self._heartbeat.stop()
+                self._heartbeat = None
+
+    async def _end(self) -> None:
+        # No renewal may follow the burial: it would be answered DEAD and begin a new life.
+        self.engine.node.draining = True
+        await super()._end()
+        if self._heartbeat is not None:
+            await self._heartbeat.stop()
+        await self._calls.close()
+
+    def _on_version(self, version: int) -> None:
+        if version != self._members.state.version:
+            self.engine.node.supervisor.spawn("read members", self._members.refresh())
+
+    def _on_buried(self, incarnation: str) -> None:
+        self._calls.fail(incarnation)
+        for view in self.engine.views:
+            if view.owner == incarnation:
+                view.wake()
+
+    async def _watch_lease(self) -> None:
+        """Suspend when the lease is not good, resume when it is again and nothing was taken (I7)."""
+        engine = self.engine
+        while True:
+            lease = engine.node.lease
+            if lease.valid():
+                await asyncio.sleep(min(max(lease.margin() / 2, 0.02), 0.25))
+                continue
+            log.warning("suspended: the lease is not good", node=engine.node.incarnation)
+            await engine.suspend()
+            with contextlib.suppress(ConvenerError):
+                await lease.wait_valid()
+            if lease is engine.node.lease and lease.valid():
+                log.info("the lease is good again", node=engine.node.incarnation)
+                await engine.resume()
+            else:
+                await asyncio.sleep(0.05)
+
+    async def _be_reborn(self) -> None:
+        """This incarnation was buried: end everything of it, and await that, then join as a new one."""
+        while True:
+            await self._rebirth.wait()
+            self._rebirth.clear()
+            node = self.engine.node
+            if node.draining:
+                continue
+            old = node.incarnation
+            log.warning("buried: a new life begins", node=old)
+            node.lease.end()
+            if self._heartbeat is not None:
+                await self._heartbeat.stop()
+            await self.engine.drop_all()
+            await self._calls.close()
+            node.directory.forget(old)
+            node.incarnation = new_incarnation(node.options.name)
+            node.lease = Lease(self._terms(node.options))
+            self.engine.records.new_life()
+            self.engine.admission.new_life()
+            while True:
+                try:
+                    await self._live()
+                    break
+                except ConvenerError as error:
+                    log.info("cannot join, again", node=node.incarnation, error=str(error))
+                    await asyncio.sleep(0.5)
+            self._recovery.walk(old)
+
+    # -- the three methods that its own background tasks use ---------------------------------------------------------
+
+    async def _redis_subscribe(self) -> None:
+        """Subscribe to the state channel and listen until cancelled."""
+        await self._sync.listen(self._process_message)
+
+    async def _process_message(self, message: dict[str, Any]) -> None:
+        """Handle one state message of another node.
+
+        Args:
+            message: ``type`` (``status_update``, ``conversation_stopped``, ``new_conversation``),
+                ``conversation_id``, ``source_node``, and with a status ``new_status``; from convener's own nodes also
+                ``user_id``, ``epoch``, ``nonce``, ``since``. Malformed ones are counted and skipped.
+        """
+        kind, cid, source = message.get("type"), message.get("conversation_id"), message.get("source_node")
+        if not (isinstance(kind, str) and isinstance(cid, str) and isinstance(source, str)):
+            self._skip(message)
+            return
+        if self.engine.node.owns(source):
+            return
+        if kind == "conversation_stopped":
+            self.engine.node.directory.drop(source, cid)
+            self._stopped_elsewhere(cid, str(message.get("reason", "")))
+        elif kind in ("status_update", "new_conversation"):
+            self._status_elsewhere(kind, cid, source, message)
+        else:
+            self._skip(message)
+
+    def _skip(self, message: Mapping[str, Any]) -> None:
+        self.metrics.malformed.labels(where="sync").inc()
+        log.warning("malformed state message skipped", type=str(message.get("type"))[:64])
+
+    def _status_elsewhere(self, kind: str, cid: str, source: str, message: Mapping[str, Any]) -> None:
+        status = message.get("new_status", "idle" if kind == "new_conversation" else None)
+        epoch, since = message.get("epoch"), message.get("since", wall_ms())
+        if not isinstance(status, str) or not isinstance(epoch, int | None) or not isinstance(since, int):
+            self._skip(message)
+            return
+        directory = self.engine.node.directory
+        known = directory.find(cid)
+        if status not in LISTED and status != "starting":
+            directory.drop(source, cid)
+        else:
+            user = message.get("user_id", known[1].user if known is not None else "")
+            at = epoch if epoch is not None else known[1].epoch if known is not None else 0
+            record = Record(
+                cid, str(user), cast(LoopStatus, status), at, str(message.get("nonce", "")), since
+            )
+            directory.put(source, record)
+        view = self.engine.views.get(cid)
+        if view is None:
+            return
+        if epoch is not None and epoch > view.epoch and status in LISTED:
+            # An owner that this node has not heard of: its `open` entry was missed.
+            view.fall_behind()
+        elif epoch is None or status in OVERRIDES:
+            view.set_override(cast(LoopStatus, status))
+        elif view.override is not None:
+            view.set_override(None)
+
+    def _stopped_elsewhere(self, cid: str, reason: str) -> None:
+        view = self.engine.views.get(cid)
+        if view is not None and view.feeds:
+            view.fall_behind()
+            self.engine.node.supervisor.spawn(f"stopped {cid}", self._disconnect_clients(cid, reason))
+
+    async def _disconnect_clients(self, cid: str, reason: str) -> None:
+        """The `stopped` entry of the log sends clients away in order; who is still there after a while goes too."""
+        try:
+            view = await self.engine.views.acquire(cid)
+        except (NotFound, StoreUnavailable):
+            return
+        try:
+            await view.wait_for(lambda: not view.feeds, STOP_NOTICE_S)
+            if view.feeds and view.stopped_reason is None:
+                view.force_stopped(reason)
+        finally:
+            await self.engine.views.release(view)
+
+    async def _update_state_in_redis(self) -> None:
+        """Write the changed state of the conversations owned here to the node's hash and publish the notifications.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown; nothing is forgotten, the next call writes it again.
+        """
+        await self.engine.records.flush()
+
+    # -- between nodes -----------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        self._calls.serve("hibernate", self._serve_hibernate)
+        self._calls.serve("start", self._serve_start)
+        self._calls.serve("call", self._serve_remote_call)
+
+    async def _serve_hibernate(self, body: Mapping[str, Any]) -> bool:
+        return await self.engine.hibernate(str(body.get("conversation_id")))
+
+    async def _serve_start(self, body: Mapping[str, Any]) -> bool:
+        await self.engine.admission.retry(str(body.get("conversation_id")))
+        return True
+
+    async def _serve_remote_call(self, body: Mapping[str, Any]) -> Any:
+        return await self._serve_call(str(body.get("conversation_id")), str(body.get("method")), body.get("params"))
+
+    async def _ask_to_hibernate(self, cid: str, incarnation: str) -> bool:
+        try:
+            body = {"conversation_id": cid}
+            return await self._calls.ask(incarnation, "hibernate", body, HIBERNATE_TIMEOUT_S) is True
+        except OwnerUnavailable:
+            return False
+
+    async def _poke(self, waiting: Any) -> None:
+        body = {"conversation_id": waiting.conversation_id}
+        self.engine.node.supervisor.spawn("poke", self._ask_to_start(waiting.incarnation, body))
+
+    async def _ask_to_start(self, incarnation: str, body: Mapping[str, Any]) -> None:
+        # Lost or refused: every node tries its waiting starts again by itself.
+        with contextlib.suppress(ConvenerError):
+            await self._calls.ask(incarnation, "start", body, START_TIMEOUT_S)
+
+    async def _call_owner(self, cid: str, method: str, params: Any, timeout: float) -> Any:
+        if self.engine.runner(cid) is not None:
+            return await self._serve_call(cid, method, params)
+        meta = await self.engine.node.store.head(cid)
+        owner, epoch = ("", 0) if meta is None else (meta.owner, meta.epoch)
+        if not self.engine.is_answering(cid, owner):
+            started = await self.engine.starter.ensure(cid, "wake")
+            owner, epoch = started.owner, started.epoch
+        if self.engine.node.owns(owner):
+            return await self._serve_call(cid, method, params)
+        body = {"conversation_id": cid, "method": method, "params": params, "epoch": epoch}
+        return await self._calls.ask(owner, "call", body, timeout)

@@ -1,0 +1,93 @@
+"""What the duties of one node share. One object per manager; everything in it belongs to one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from convener.core.directory import Directory
+from convener.core.model import PUBLISH_LIMIT
+from convener.manager.lease import Lease
+from convener.manager.supervisor import Supervisor
+from convener.store.base import Store
+from convener.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from convener.manager.turn import Conversation, Turn
+
+__all__ = ["PUBLISH_LIMIT", "Agent", "LimitPolicy", "NodeContext", "NodeOptions"]
+
+LimitPolicy = Literal["evict_idle", "reject", "queue"]
+
+
+class Agent(Protocol):
+    """What runs in a conversation. `run` answers one message; `methods` may be called from anywhere."""
+
+    async def run(self, turn: Turn) -> None: ...
+
+    @property
+    def methods(self) -> Mapping[str, Callable[[Conversation, Any], Awaitable[Any]]]: ...
+
+    async def limit(self, user_id: str) -> int | None:
+        """The user's own limit, None for the configured one."""
+        ...
+
+
+class RecordOnly:
+    """The agent of a manager that was given none: messages enter the log and are settled without an answer."""
+
+    methods: Mapping[str, Callable[[Conversation, Any], Awaitable[Any]]] = {}
+
+    async def run(self, turn: Turn) -> None:
+        """Answer nothing."""
+
+    async def limit(self, user_id: str) -> int | None:
+        """The configured limit."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """The settings that the managers use; see `convener.settings` for meanings. Durations in seconds.
+
+    `raised_limit` is the user's limit plus one: registration comes before the check and counts itself.
+    """
+
+    name: str
+    raised_limit: int = 4
+    limit_policy: LimitPolicy = "evict_idle"
+    reject_busy: bool = False
+    max_pending_messages: int = 100
+    max_payload_bytes: int = 1 << 20
+    lease_ttl: float = 10.0
+    renew_interval: float = 0.5
+    fast_burial: bool = True
+    drain_timeout: float = 30.0
+    hibernate_after: float = 300.0
+    turn_timeout: float | None = None
+    start_timeout: float = 10.0
+    loop_lag_limit: float = 2.0
+    ready_without_store: float = 30.0
+
+
+@dataclass(slots=True)
+class NodeContext:
+    """The shared parts. `incarnation` and `lease` are replaced when a buried node begins a new life."""
+
+    store: Store
+    options: NodeOptions
+    metrics: Metrics
+    agent: Agent
+    supervisor: Supervisor
+    lease: Lease
+    incarnation: str
+    directory: Directory = field(default_factory=Directory)
+    buried: set[str] = field(default_factory=set[str])
+    draining: bool = False
+    struck: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def owns(self, incarnation: str) -> bool:
+        """Whether `incarnation` is this life of this node."""
+        return incarnation == self.incarnation

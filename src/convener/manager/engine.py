@@ -1,0 +1,396 @@
+"""The node's machine room: runners, views and clients, and how they come and go.
+
+Both managers are thin shells over one `Engine`; the clustered one adds what other nodes make necessary (heartbeat,
+membership, recovery, calls, the listener). What is given back is given back in one order: claim, slot, record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import structlog
+
+from convener.core.cursor import Cursor
+from convener.core.directory import LoopStatus
+from convener.core.model import ClaimReason, Created, Meta, NewMessage, SendReply
+from convener.errors import (
+    ConvenerError,
+    ConversationBusy,
+    ConversationStopped,
+    InboxFull,
+    LimitExceeded,
+    NotAuthorized,
+    NotFound,
+    OwnershipLost,
+    StoreUnavailable,
+)
+from convener.ids import new_nonce
+from convener.manager.admission import Admission, Hibernate
+from convener.manager.base import ClientSink, SendResult, StopResult
+from convener.manager.clock import boottime
+from convener.manager.context import NodeContext
+from convener.manager.feeds import ClientFeed
+from convener.manager.records import Records
+from convener.manager.runner import EndReason, Runner
+from convener.manager.starter import Queued, Started, Starter
+from convener.manager.supervisor import cancel_and_wait
+from convener.manager.views import View, Views
+
+log = structlog.get_logger(__name__)
+
+PAUSE_S: Final = 0.25
+STOP_TIMEOUT_S: Final = 10.0
+RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped"}
+
+
+class Engine:
+    """Everything that one node does with conversations, over any store."""
+
+    def __init__(self, node: NodeContext, sink: ClientSink | None, publish: bool) -> None:
+        self.node = node
+        self.sink = sink
+        self.views = Views(node)
+        self.records = Records(node, publish)
+        self.runners: dict[str, Runner] = {}
+        self.feeds: dict[str, ClientFeed] = {}
+        self.admission = Admission(node, self.records, self.hibernate_at)
+        self.starter = Starter(node, self.views, self.records, self)
+        self.admission.start = self.starter.ensure
+        self.hibernate_elsewhere: Hibernate | None = None
+
+    def begin(self) -> None:
+        """Start the background work that every node needs."""
+        keep = self.node.supervisor.keep
+        keep("records", self.records.run)
+        keep("waiting starts", self.admission.run)
+        keep("idle conversations", self._hibernate_idle)
+
+    # -- runners -----------------------------------------------------------------------------------------------
+
+    def runner(self, cid: str) -> Runner | None:
+        """The loop of a conversation, if it runs here."""
+        return self.runners.get(cid)
+
+    def adopt(self, view: View, meta: Meta, reason: ClaimReason) -> Runner:
+        """This node owns the conversation: run it. Takes over the caller's reference to the view."""
+        runner = Runner(self.node, self, view, meta, reason)
+        self.runners[view.cid] = runner
+        view.listener = runner
+        log.info(
+            "conversation owned", conversation_id=view.cid, epoch=meta.epoch, reason=reason, strikes=meta.strikes
+        )
+        self.runner_changed(runner)
+        return runner
+
+    def runner_changed(self, runner: Runner) -> None:
+        """See `Host`."""
+        if self.runners.get(runner.cid) is runner and not runner.over:
+            self.records.update(runner, runner.status)
+
+    async def runner_ended(self, runner: Runner, why: EndReason) -> None:
+        """See `Host`."""
+        if self.runners.get(runner.cid) is runner:
+            del self.runners[runner.cid]
+        log.info("conversation left", conversation_id=runner.cid, epoch=runner.epoch, reason=why)
+        if why == "diverged":
+            self.node.supervisor.spawn(f"restart {runner.cid}", self._restart(runner))
+        elif why != "closed":
+            await self._give_back(runner, RELEASED_AS.get(why, "hibernated"))
+        else:
+            await self.views.release(runner.view)
+
+    async def _give_back(self, runner: Runner, status: LoopStatus) -> None:
+        """Slot, then record, then view; until the store answers, since nobody else would do it."""
+        while not (self.node.lease.ended or runner.incarnation != self.node.incarnation):
+            try:
+                if runner.user:
+                    waiting = await self.node.store.unreserve(runner.user, runner.cid, runner.nonce)
+                    await self.admission.freed(waiting)
+                await self.records.end(runner.cid, runner.nonce, runner.incarnation, status)
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(PAUSE_S)
+        await self.views.release(runner.view)
+
+    async def _restart(self, runner: Runner) -> None:
+        """The log is not what was written: own the conversation anew, from what the store has."""
+        await self.views.release(runner.view)
+        while not self.node.lease.ended:
+            await asyncio.sleep(PAUSE_S)
+            try:
+                meta = await self.node.store.head(runner.cid)
+                if meta is not None and meta.status == "stopping" and meta.owner == runner.incarnation:
+                    await self.finish_stop(runner.cid, runner.incarnation)
+                else:
+                    await self.starter.ensure(runner.cid, "restart")
+                return
+            except (NotFound, ConversationStopped, Queued):
+                return
+            except ConvenerError as error:
+                log.info("cannot restart, again", conversation_id=runner.cid, error=str(error))
+
+    async def make_room(self, user: str, cid: str, reason: ClaimReason, attempt: int) -> None:
+        """See `Starts`."""
+        await self.admission.make_room(user, cid, reason, attempt)
+
+    # -- hibernation -------------------------------------------------------------------------------------------
+
+    async def hibernate(self, cid: str) -> bool:
+        """Release an idle conversation of this node; its clients stay. True when its slot is free."""
+        runner = self.runners.get(cid)
+        if runner is None:
+            return False
+        if not await runner.hibernate():
+            return False
+        await runner.wait_ended()
+        return True
+
+    async def hibernate_at(self, cid: str, incarnation: str) -> bool:
+        """Ask whoever owns it."""
+        if self.node.owns(incarnation):
+            return await self.hibernate(cid)
+        if self.hibernate_elsewhere is None or incarnation in self.node.buried:
+            return False
+        return await self.hibernate_elsewhere(cid, incarnation)
+
+    async def _hibernate_idle(self) -> None:
+        after = self.node.options.hibernate_after
+        while True:
+            await asyncio.sleep(min(max(after / 4, 0.05), 5.0) if after else 60.0)
+            if not after:
+                continue
+            for runner in list(self.runners.values()):
+                if runner.status == "idle" and boottime() - runner.idle_since > after:
+                    await self.hibernate(runner.cid)
+
+    # -- start and send ----------------------------------------------------------------------------------------
+
+    async def create(self, cid: str, user: str, metadata: str) -> Created:
+        """The conversation's head; made if it is unknown, and then entered into the lists first."""
+        meta = await self.node.store.head(cid)
+        if meta is not None:
+            return Created(meta, created=False)
+        await self.node.store.index(user, cid)
+        created = await self.node.store.create(cid, user, metadata, new_nonce())
+        if not created.created and created.meta.user != user:
+            await self.node.store.unindex(user, cid)
+            await self.node.store.index(created.meta.user, cid)
+        return created
+
+    async def start(self, cid: str, user: str | None, metadata: str) -> tuple[Created, Started | None]:
+        """Create if unknown, and run. None as second if the start is queued.
+
+        Raises as `ConversationManager.maybe_start_agent_loop`.
+        """
+        created = await self.create(cid, user or "", metadata)
+        if user is not None and created.meta.user != user:
+            raise NotAuthorized(f"conversation {cid} belongs to somebody else")
+        try:
+            return created, await self.starter.ensure(cid, "start")
+        except Queued:
+            return created, None
+        except LimitExceeded:
+            if created.created:
+                await self._discard(cid, created.meta.user)
+            raise
+
+    async def _discard(self, cid: str, user: str) -> None:
+        """A refused first start leaves nothing, unless somebody wrote to it or started it meanwhile."""
+        if await self.node.store.erase(cid) == "OK":
+            await self.node.store.unindex(user, cid)
+
+    async def send(
+        self, cid: str, message: NewMessage, *, known: bool, reject_busy: bool
+    ) -> SendResult:
+        """SEND, then make sure that somebody answers (I11). Only then is it acknowledged.
+
+        Args:
+            known: the id was chosen by the client, who may repeat it.
+        """
+        options = self.node.options
+        reply = await self.node.store.send(
+            cid, message, max_pending=options.max_pending_messages, reject_busy=reject_busy
+        )
+        if reply.outcome == "NOT_FOUND":
+            raise NotFound(f"no conversation {cid}")
+        if reply.outcome == "CLOSED":
+            raise ConversationStopped(f"conversation {cid} was stopped; resume it first")
+        if reply.outcome == "FULL":
+            raise InboxFull(f"{options.max_pending_messages} messages wait for an answer", retry_after=1.0)
+        if reply.outcome == "BUSY":
+            raise ConversationBusy("a message is being answered", retry_after=1.0)
+        await self._make_answered(cid, message.message_id, reply)
+        return SendResult(message.message_id, reply.position, reply.outcome == "DUP" and known)
+
+    async def _make_answered(self, cid: str, message_id: str, reply: SendReply) -> None:
+        if self.is_answering(cid, reply.owner):
+            return
+        try:
+            await self.starter.ensure(cid, "wake")
+        except Queued:
+            return
+        except ConversationStopped:
+            # Stopped between SEND and now: the stop has taken the message into the log and given it up.
+            return
+        except LimitExceeded:
+            # Only who appended it may take it back: a repeated one may have been acknowledged already.
+            if reply.outcome != "OK" or await self.node.store.unsend(cid, message_id, reply.position) == "OK":
+                raise
+
+    def is_answering(self, cid: str, owner: str) -> bool:
+        """Whether `owner` will answer: not nobody, not known to be buried, and not a former start of this node."""
+        if not owner or owner in self.node.buried:
+            return False
+        return not self.node.owns(owner) or cid in self.runners
+
+    # -- clients -----------------------------------------------------------------------------------------------
+
+    async def join(
+        self,
+        cid: str,
+        connection: str,
+        sink: ClientSink,
+        user: str | None,
+        after: Cursor | None,
+        tail: int | None,
+        metadata: str,
+        start: bool,
+    ) -> tuple[View, Created | None, Started | None]:
+        """Make a connection a client. Raises as `ConversationManager.join_conversation`."""
+        if connection in self.feeds:
+            await self.leave(connection)
+        created: Created | None = None
+        started: Started | None = None
+        if start:
+            try:
+                created, started = await self.start(cid, user, metadata)
+            except ConversationStopped:
+                log.debug("joined to read: it is stopped", conversation_id=cid)
+        view = await self.views.acquire(cid)
+        feed = ClientFeed(self.node, view, connection, sink, user or "", after, tail)
+        self.feeds[connection] = feed
+        view.feeds.add(feed)
+        feed.task = self.node.supervisor.spawn(f"feed {connection}", feed.run())
+        self.records.client_joined(connection, cid)
+        return view, created, started
+
+    async def leave(self, connection: str) -> None:
+        """Forget a connection."""
+        feed = self.feeds.pop(connection, None)
+        if feed is None:
+            return
+        self.records.client_left(connection)
+        feed.view.feeds.discard(feed)
+        await cancel_and_wait(feed.task)
+        await self.views.release(feed.view)
+
+    # -- stop --------------------------------------------------------------------------------------------------
+
+    async def stop(self, cid: str, reason: str) -> StopResult:
+        """STOP and await the outcome. Raises `NotFound`."""
+        try:
+            view = await self.views.acquire(cid)
+        except NotFound:
+            # A head without a readable log is a conversation all the same; without a head there is none.
+            raise
+        try:
+            deadline = boottime() + STOP_TIMEOUT_S
+            while True:
+                result = await self._stop_once(cid, reason)
+                if result != "stopping":
+                    return result
+                if boottime() > deadline:
+                    return "stopping"
+                # The owner obeys a numbered inbox entry; if it is buried meanwhile, STOP again finishes here.
+                if await view.wait_for(lambda: view.stopped_reason is not None, 0.5):
+                    return "stopped"
+        finally:
+            await self.views.release(view)
+
+    async def _stop_once(self, cid: str, reason: str, buried: str | None = None) -> StopResult:
+        meta = await self.node.store.head(cid)
+        if meta is None:
+            raise NotFound(f"no conversation {cid}")
+        if buried is None:
+            buried = meta.owner if self._is_gone(cid, meta.owner) else ""
+        reply = await self.node.store.stop(cid, self.node.incarnation, reason, buried)
+        if reply.outcome == "NOT_FOUND":
+            raise NotFound(f"no conversation {cid}")
+        if reply.outcome == "STOPPING":
+            return "stopping"
+        if reply.outcome == "ALREADY":
+            return "already_stopped"
+        if reply.user and reply.nonce:
+            waiting = await self.node.store.unreserve(reply.user, cid, reply.nonce)
+            await self.admission.freed(waiting)
+        if reply.user:
+            await self.node.store.dequeue(reply.user, cid)
+        return "stopped"
+
+    async def finish_stop(self, cid: str, owner: str) -> None:
+        """Recovery found a stop whose owner is buried: finish it. Its reason is in the inbox (I15)."""
+        reason = "stopped"
+        found = await self.node.store.inbox(cid)
+        for entry in found[1] if found is not None else ():
+            if entry.kind == "stop":
+                reason = str(msgspec.json.decode(entry.data))
+        await self._stop_once(cid, reason, buried=owner)
+
+    def _is_gone(self, cid: str, owner: str) -> bool:
+        if not owner:
+            return False
+        if self.node.owns(owner):
+            return cid not in self.runners and not self.starter.is_starting(cid)
+        return owner in self.node.buried
+
+    async def erase(self, cid: str) -> None:
+        """ERASE after a stop, then out of the lists. Raises `OwnershipLost` if it was resumed meanwhile."""
+        meta = await self.node.store.head(cid)
+        if meta is None:
+            raise NotFound(f"no conversation {cid}")
+        if await self.node.store.erase(cid) != "OK":
+            raise OwnershipLost("the conversation is still being stopped; try again", retry_after=1.0)
+        await self.node.store.unindex(meta.user, cid)
+
+    # -- suspension and the end ---------------------------------------------------------------------------------
+
+    async def suspend(self) -> None:
+        """The lease is not good: nothing of the agents runs until it is (I7)."""
+        await asyncio.gather(*(r.suspend() for r in list(self.runners.values())))
+
+    async def resume(self) -> None:
+        """The lease is good again and this node was not buried: nothing has moved."""
+        for runner in list(self.runners.values()):
+            runner.resume()
+
+    async def drain(self, timeout: float) -> None:
+        """Give back everything that this node owns: turns under way may finish for `timeout` seconds."""
+        self.node.draining = True
+        await asyncio.gather(*(self._let_go(r, timeout) for r in list(self.runners.values())))
+
+    async def _let_go(self, runner: Runner, timeout: float) -> None:
+        if self.node.lease.valid():
+            await runner.finish_turn(timeout)
+            try:
+                async with asyncio.timeout(5.0):
+                    if await runner.hibernate():
+                        await runner.wait_ended()
+                        return
+            except TimeoutError:
+                log.warning("could not release in time", conversation_id=runner.cid)
+        await runner.close()
+
+    async def drop_all(self) -> None:
+        """End every runner without giving anything back: this incarnation is buried."""
+        await self.starter.aclose()
+        await asyncio.gather(*(r.close() for r in list(self.runners.values())))
+
+    async def close_clients(self) -> None:
+        """Forget every client of this node."""
+        for connection in list(self.feeds):
+            await self.leave(connection)
+
+

@@ -1,0 +1,134 @@
+"""Renewals, from a thread of their own with a connection of their own (protocol, section 4).
+
+A heartbeat on the event loop dies with the first blocking tool call, and one that never looks at the loop keeps a
+wedged node alive. So the thread renews only while the loop has ticked within `loop_lag_limit` and the subscriber
+hears: a wedged or deaf node must lose its conversations, a busy one must not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from convener.errors import ConvenerError
+from convener.manager.clock import boottime
+from convener.manager.context import NodeContext
+from convener.store.base import HeartbeatLink
+
+log = structlog.get_logger(__name__)
+
+TICK_S: Final = 0.1
+DEAF_S: Final = 8.0
+JOIN_S: Final = 5.0
+
+
+class Heartbeat:
+    """Renews one incarnation's lease until it is stopped or told that it is buried."""
+
+    def __init__(
+        self,
+        node: NodeContext,
+        make_link: Callable[[], HeartbeatLink],
+        info: Callable[[], str],
+        on_version: Callable[[int], None],
+        on_dead: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._incarnation = node.incarnation
+        self._lease = node.lease
+        self._make_link = make_link
+        self._info = info
+        self._told_info: str | None = None
+        self._on_version = on_version
+        self._on_dead = on_dead
+        self._loop = asyncio.get_running_loop()
+        self._stop = threading.Event()
+        self._tick = boottime()
+        self._version = -1
+        self._link: HeartbeatLink | None = None
+        self._thread = threading.Thread(target=self._run, name=f"heartbeat {node.options.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin renewing."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread and its connections."""
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join, JOIN_S)
+
+    async def tick(self) -> None:
+        """Show the thread that the event loop runs; also measures how late it does."""
+        while True:
+            due = boottime() + TICK_S
+            await asyncio.sleep(TICK_S)
+            self._tick = boottime()
+            self._node.metrics.event_loop_lag.set(max(self._tick - due, 0.0))
+            self._node.metrics.lease_margin.set(max(self._lease.margin(), 0.0))
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        interval = self._node.options.renew_interval
+        due = boottime()
+        while not self._stop.wait(max(due - boottime(), 0.0)):
+            # From now, not from the last due time: after a pause there is nothing to catch up with.
+            due = boottime() + interval
+            if not self._may_renew():
+                continue
+            try:
+                if not self._beat():
+                    break
+            except ConvenerError as error:
+                log.info("renewal failed", node=self._incarnation, error=str(error))
+                self._drop_link()
+                # Soon again: the acting window is only two intervals long.
+                due = boottime() + interval / 4
+            except Exception:
+                log.exception("the heartbeat failed; it goes on", node=self._incarnation)
+                self._drop_link()
+        self._drop_link()
+
+    def _may_renew(self) -> bool:
+        lag = boottime() - self._tick
+        if lag > self._node.options.loop_lag_limit:
+            log.warning("no renewal: the event loop is stuck", seconds=round(lag, 2))
+            return False
+        deaf = boottime() - self._node.store.heard()
+        if deaf > DEAF_S:
+            log.warning("no renewal: the subscriber is deaf", seconds=round(deaf, 2))
+            return False
+        return True
+
+    def _beat(self) -> bool:
+        """One renewal. False if this incarnation is buried."""
+        if self._link is None:
+            self._link = self._make_link()
+            self._link.hold_live(self._incarnation)
+        info = self._info()
+        sent = boottime()
+        reply = self._link.renew(self._incarnation, None if info == self._told_info else info)
+        if reply.outcome == "DEAD":
+            log.warning("this node was buried while it was silent", node=self._incarnation)
+            self._call(self._on_dead)
+            return False
+        self._told_info = info
+        self._lease.renewed(sent)
+        if reply.version != self._version:
+            self._version = reply.version
+            self._call(lambda: self._on_version(reply.version))
+        self._link.ping_live()
+        return True
+
+    def _call(self, what: Callable[[], None]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(what)
+
+    def _drop_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()

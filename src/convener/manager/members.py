@@ -1,0 +1,149 @@
+"""Membership as one node lives it: join, know the others, reap and bury, leave (protocol, section 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from convener.core.membership import DEAD_KEPT_MS, Member, Membership
+from convener.core.placement import successors
+from convener.errors import ConvenerError, OwnershipLost
+from convener.manager.clock import wall_ms
+from convener.manager.context import NodeContext
+from convener.version import PROTOCOL, __version__
+
+log = structlog.get_logger(__name__)
+
+LOOK_S: Final = 0.25
+REAP_S: Final = 1.0
+SMALL: Final = 16
+"""Up to so many nodes everybody's lease is read twice per renew interval; above, once."""
+
+
+class Members:
+    """This node's knowledge of the membership, and its part in burying the dead."""
+
+    def __init__(self, node: NodeContext) -> None:
+        self._node = node
+        self.state = Membership()
+        self.started_at = wall_ms()
+        self.on_buried: list[Callable[[str], None]] = []
+        self.on_changed: list[Callable[[], None]] = []
+        self.on_dead: Callable[[], None] | None = None
+        self._refresh = asyncio.Lock()
+        self._suspects: set[str] = set()
+
+    def info(self) -> str:
+        """What others are told of this node, JSON text."""
+        return msgspec.json.encode(
+            {
+                "name": self._node.options.name,
+                "version": __version__,
+                "protocol": PROTOCOL,
+                "started_at": self.started_at,
+                "state": "draining" if self._node.draining else "active",
+            }
+        ).decode()
+
+    async def join(self) -> None:
+        """JOIN. Raises `OwnershipLost` if this very incarnation is buried."""
+        options = self._node.options
+        member = Member(
+            deadline=0,
+            ttl=round(options.lease_ttl * 1000),
+            renew=round(options.renew_interval * 1000),
+            info=self.info(),
+        )
+        reply = await self._node.store.join(self._node.incarnation, member)
+        if reply.outcome != "OK":
+            raise OwnershipLost("this incarnation is buried")
+
+    async def leave(self) -> None:
+        """A clean exit buries itself: others take over at once what is left."""
+        await self._node.store.leave(self._node.incarnation)
+
+    async def refresh(self) -> None:
+        """Read the membership and act on what is new. `buried` only ever grows while a burial is remembered."""
+        async with self._refresh:
+            before, state = self.state, await self._node.store.membership()
+            self.state = state
+            new = [i for i in state.dead if i not in self._node.buried]
+            self._node.buried |= set(new)
+            # Forgotten burials have no records, slots or ownerships left that could name them.
+            self._node.buried &= set(state.dead)
+            for incarnation in new:
+                if incarnation != self._node.incarnation:
+                    log.info("node is buried", node=incarnation)
+                for tell in self.on_buried:
+                    tell(incarnation)
+            if before.version != state.version:
+                for tell in self.on_changed:
+                    tell()
+        if self._node.incarnation in state.dead and self.on_dead is not None:
+            self.on_dead()
+
+    def live(self) -> list[str]:
+        """Incarnations that are members and not draining."""
+        return [name for name, member in self.state.members.items() if '"draining"' not in member.info]
+
+    async def reap_forever(self) -> None:
+        """Bury whose lease has passed; every second with jitter, on every node."""
+        while True:
+            await asyncio.sleep(REAP_S * random.uniform(0.75, 1.25))
+            try:
+                if self._node.lease.valid():
+                    reaped = await self._node.store.reap(round(self._node.options.lease_ttl * 1000))
+                    if reaped:
+                        await self.refresh()
+            except ConvenerError as error:
+                log.info("cannot reap", error=str(error))
+
+    async def look_forever(self) -> None:
+        """The fast path: two looks 250 ms apart at whose renewals have stopped, then BURY, which decides."""
+        while True:
+            few = len(self.state.members) <= SMALL
+            pause = LOOK_S if self._suspects or few else self._node.options.renew_interval
+            await asyncio.sleep(pause)
+            try:
+                if self._node.lease.valid():
+                    await self._look()
+            except ConvenerError as error:
+                self._suspects.clear()
+                log.info("cannot look at the members", error=str(error))
+
+    async def _look(self) -> None:
+        state = await self._node.store.membership()
+        me = self._node.incarnation
+        now = {
+            name
+            for name, member in state.members.items()
+            # The pulse is at most a renew interval behind the store's clock; BURY itself compares exactly.
+            if name != me
+            and state.pulse - member.last_renewal() > member.renew
+            and me in successors(name, state.members)
+        }
+        for name in now & self._suspects:
+            outcome = await self._node.store.bury(name, round(self._node.options.lease_ttl * 1000))
+            if outcome == "OK":
+                log.info("buried a node whose process is gone", node=name)
+                await self.refresh()
+        self._suspects = now
+        if state.version != self.state.version:
+            await self.refresh()
+
+    async def forget_forever(self) -> None:
+        """Burials go after a day, when nothing is left in their hash."""
+        while True:
+            await asyncio.sleep(600 * random.uniform(0.5, 1.5))
+            try:
+                for incarnation in list(self.state.dead):
+                    if await self._node.store.drop_node(incarnation):
+                        await self._node.store.forget(incarnation, DEAD_KEPT_MS)
+            except ConvenerError as error:
+                log.info("cannot forget", error=str(error))
+

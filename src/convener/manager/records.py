@@ -1,0 +1,227 @@
+"""What this node says of itself: a record per conversation, its clients, and the batches that tell the others.
+
+A record is written before the claim, and removed after the release by its nonce, so the node's hash is a superset
+of what it owns and of the slots that name it (I12): recovery walks that hash. Changes are gathered and published at
+most once per sync interval, with the node's next version number; who sees a gap reads the hash (I14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from convener.core.directory import Batch, LoopStatus, Record
+from convener.core.placement import sync_interval
+from convener.errors import StoreUnavailable
+from convener.manager.clock import wall_ms
+from convener.manager.context import NodeContext
+from convener.manager.runner import Runner
+
+log = structlog.get_logger(__name__)
+
+BATCH: Final = 500
+"""Records in one publication; the store's scripts take a few thousand arguments at most."""
+
+
+class Records:
+    """The node's own records and clients, and what of them the others have not been told."""
+
+    def __init__(self, node: NodeContext, publish: bool) -> None:
+        self._node = node
+        self._publish = publish
+        self._version = 0
+        self._records: dict[str, Record] = {}
+        self._dirty: dict[str, None] = {}
+        self._removed: dict[str, tuple[str, int]] = {}
+        self._clients: dict[str, str] = {}
+        self._joined: dict[str, str] = {}
+        self._left: dict[str, None] = {}
+        self._touched: dict[str, dict[str, None]] = {}
+        self._told: set[str] = set()
+        self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()
+
+    # -- changes ---------------------------------------------------------------------------------------------
+
+    async def begin(self, cid: str, user: str, epoch: int, nonce: str) -> None:
+        """Write the record of a start that is about to reserve and claim. `starting` is not listed."""
+        record = Record(cid, user, "starting", epoch, nonce, wall_ms(), self._version)
+        self._records[cid] = record
+        self._node.directory.put(self._node.incarnation, record)
+        await self._node.store.put_record(self._node.incarnation, record)
+
+    def update(self, runner: Runner, status: LoopStatus) -> None:
+        """A conversation that is owned here changed."""
+        if runner.incarnation != self._node.incarnation:
+            return
+        record = Record(
+            runner.cid, runner.user, status, runner.epoch, runner.nonce, runner.since, self._version
+        )
+        self._records[runner.cid] = record
+        self._node.directory.put(self._node.incarnation, record)
+        self._dirty[runner.cid] = None
+        self._touched.setdefault(runner.user, {})[runner.cid] = None
+        self._changed.set()
+
+    async def end(self, cid: str, nonce: str, incarnation: str, status: LoopStatus) -> None:
+        """Remove a record, by nonce: the record of a later start of the same conversation stays."""
+        held = self._records.get(cid)
+        if held is not None and held.nonce == nonce and incarnation == self._node.incarnation:
+            del self._records[cid]
+            self._dirty.pop(cid, None)
+            self._node.directory.drop(incarnation, cid)
+            self._removed[cid] = (status, held.epoch)
+            self._changed.set()
+        await self._node.store.drop_record(incarnation, cid, nonce)
+
+    def client_joined(self, connection: str, cid: str) -> None:
+        """A client of this node."""
+        self._clients[connection] = cid
+        self._joined[connection] = cid
+        self._left.pop(connection, None)
+        self._changed.set()
+
+    def client_left(self, connection: str) -> None:
+        """A client of this node went away."""
+        if self._clients.pop(connection, None) is not None:
+            self._joined.pop(connection, None)
+            self._left[connection] = None
+            self._changed.set()
+
+    def new_life(self) -> None:
+        """A new incarnation: nothing is owned, the clients are still here."""
+        self._version = 0
+        self._records.clear()
+        self._dirty.clear()
+        self._removed.clear()
+        self._joined = dict(self._clients)
+        self._left.clear()
+        self._told.clear()
+        self._changed.set()
+
+    @property
+    def clients(self) -> Mapping[str, str]:
+        """Connection → conversation, on this node."""
+        return self._clients
+
+    # -- telling the others --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Flush for ever: at once after a quiet time, else once per sync interval."""
+        while True:
+            await self._changed.wait()
+            try:
+                await self.flush()
+            except StoreUnavailable as error:
+                log.info("state could not be written, again", error=str(error))
+            interval = sync_interval(len(self._node.directory.nodes)) if self._publish else 0.2
+            await asyncio.sleep(interval)
+
+    async def flush(self) -> None:
+        """Write what changed to the node's hash and publish it, in batches with consecutive versions.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown; the same changes go again with the next version, and whoever
+                missed one version reads the hash.
+        """
+        async with self._turn:
+            self._changed.clear()
+            await self._touch()
+            while self._dirty or self._removed or self._joined or self._left:
+                await self._flush_some()
+
+    async def _touch(self) -> None:
+        touched, self._touched = self._touched, {}
+        for user, cids in touched.items():
+            await self._node.store.touch(user, list(cids))
+
+    async def _flush_some(self) -> None:
+        incarnation = self._node.incarnation
+        self._version += 1
+        version = self._version
+        changed = [replace(self._records[c], version=version) for c in list(self._dirty)[:BATCH]]
+        removed = dict(list(self._removed.items())[:BATCH])
+        joined = dict(list(self._joined.items())[:BATCH])
+        left = list(self._left)[:BATCH]
+        await self._node.store.flush(incarnation, version, changed, joined, left)
+        if incarnation != self._node.incarnation:
+            return
+        self._forget_told(changed, removed, joined, left)
+        self._node.directory.apply(
+            Batch(incarnation, version, tuple(changed), tuple(removed), joined, tuple(left))
+        )
+        if self._publish:
+            news = {r.conversation_id for r in changed} - self._told
+            self._told |= news
+            self._told -= removed.keys()
+            payload = encode_batch(incarnation, version, changed, news, removed, joined, left)
+            await self._node.store.publish(self._node.store.channel("sync"), payload)
+
+    def _forget_told(
+        self,
+        changed: list[Record],
+        removed: Mapping[str, tuple[str, int]],
+        joined: Mapping[str, str],
+        left: list[str],
+    ) -> None:
+        for record in changed:
+            held = self._records.get(record.conversation_id)
+            # What changed again meanwhile stays dirty.
+            if held is None or replace(held, version=0) == replace(record, version=0):
+                self._dirty.pop(record.conversation_id, None)
+        for cid, value in removed.items():
+            if self._removed.get(cid) == value:
+                del self._removed[cid]
+        for connection, cid in joined.items():
+            if self._joined.get(connection) == cid:
+                del self._joined[connection]
+        for connection in left:
+            self._left.pop(connection, None)
+
+
+def encode_batch(
+    node: str,
+    version: int,
+    changed: Collection[Record],
+    news: Collection[str],
+    removed: Mapping[str, tuple[str, int]],
+    joined: Mapping[str, str],
+    left: Collection[str],
+) -> bytes:
+    """The publication of one batch: a list of messages that `_process_message` takes one by one.
+
+    Args:
+        news: which of `changed` nobody has been told of yet.
+        removed: conversation → (last status, epoch): only one that was stopped disconnects its clients.
+    """
+    messages: list[dict[str, Any]] = [
+        {
+            "type": "new_conversation" if r.conversation_id in news else "status_update",
+            "conversation_id": r.conversation_id,
+            "source_node": node,
+            "new_status": r.status,
+            "user_id": r.user,
+            "epoch": r.epoch,
+            "nonce": r.nonce,
+            "since": r.since,
+        }
+        for r in changed
+    ]
+    messages += [
+        {
+            "type": "conversation_stopped" if status == "stopped" else "status_update",
+            "conversation_id": cid,
+            "source_node": node,
+            "new_status": status,
+            "epoch": epoch,
+        }
+        for cid, (status, epoch) in removed.items()
+    ]
+    return msgspec.json.encode(
+        {"t": "state", "node": node, "ver": version, "messages": messages, "joined": joined, "left": left}
+    )

@@ -1,0 +1,548 @@
+"""The manager of one process, over an in-memory or SQLite store. The clustered one extends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import dataclasses
+import secrets
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace, TracebackType
+from typing import Any, ClassVar, Final, Self
+
+import msgspec
+
+from convener.core.cursor import Cursor
+from convener.core.directory import LISTED, LoopStatus, Record
+from convener.core.lease import LeaseTerms
+from convener.core.model import Meta, NewMessage, Page
+from convener.errors import (
+    CallTimeout,
+    ConfigurationError,
+    ConvenerError,
+    InvalidRequest,
+    NotFound,
+    OwnerUnavailable,
+    RemoteError,
+    StoreUnavailable,
+)
+from convener.ids import check_id, new_id, new_incarnation, node_of
+from convener.manager.base import (
+    AgentLoopInfo,
+    ClientSink,
+    ConversationHandle,
+    ConversationManager,
+    ListedConversation,
+    Overlap,
+    ResumeResult,
+    SendResult,
+    StopResult,
+)
+from convener.manager.context import Agent, NodeContext, NodeOptions, RecordOnly
+from convener.manager.engine import Engine
+from convener.manager.health import Health
+from convener.manager.lease import Lease
+from convener.manager.members import Members
+from convener.manager.ops import NodeInfo, Readiness
+from convener.manager.recovery import Recovery
+from convener.manager.sockets import SocketIOSink
+from convener.manager.supervisor import Supervisor
+from convener.manager.turn import to_json
+from convener.manager.views import View
+from convener.store.base import Store
+from convener.store.memory import MemoryStore
+from convener.telemetry.metrics import Metrics
+
+DEFAULT_LIMIT: Final = 3
+MAX_CALL_S: Final = 3600.0
+
+
+@dataclass(eq=False)
+class StandaloneConversationManager(ConversationManager):
+    """Runs conversations in this process.
+
+    Args:
+        sio: a python-socketio `AsyncServer` whose sockets are the clients; None if every join brings a sink.
+        config: anything with `max_concurrent_conversations` (default 3); it is copied, never changed.
+        server_config, file_store: kept for the application, not used here.
+        agent: what answers messages; None to only record them.
+        store: default a `MemoryStore`.
+        options: settings of the node; the limit in them is taken from `config`.
+    """
+
+    sio: Any = None
+    config: Any = None
+    file_store: Any = None
+    server_config: Any = None
+    agent: Agent | None = None
+    store: Store | None = None
+    options: NodeOptions | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+
+    publishes: ClassVar[bool] = False
+    _engine: Engine | None = field(default=None, init=False, repr=False)
+    _members: Members = field(init=False, repr=False)
+    _recovery: Recovery = field(init=False, repr=False)
+    _health: Health = field(init=False, repr=False)
+    _handles: dict[str, View] = field(default_factory=dict[str, View], init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise this manager's own copy of the limit by one: registration comes first and counts itself (I6)."""
+        own = SimpleNamespace(max_concurrent_conversations=DEFAULT_LIMIT) if self.config is None else self.config
+        own = copy.copy(own)
+        limit = getattr(own, "max_concurrent_conversations", None)
+        if limit is None:
+            limit = DEFAULT_LIMIT
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(f"max_concurrent_conversations must be a positive number, not {limit!r}")
+        # A frozen copy is still only ours.
+        object.__setattr__(own, "max_concurrent_conversations", limit + 1)
+        self.config = own
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The running node. Raises `ConfigurationError` before it was entered."""
+        if self._engine is None:
+            raise ConfigurationError("the manager is not running: enter it with `async with`")
+        return self._engine
+
+    @property
+    def raised_limit(self) -> int:
+        """The configured limit plus one."""
+        return self.config.max_concurrent_conversations
+
+    def _options(self) -> NodeOptions:
+        options = self.options or NodeOptions(name=f"node-{secrets.token_hex(4)}")
+        return dataclasses.replace(options, raised_limit=self.raised_limit)
+
+    def _terms(self, options: NodeOptions) -> LeaseTerms | None:
+        """None: the only process there is may always act."""
+        return None
+
+    def _make_store(self) -> Store:
+        return MemoryStore()
+
+    async def __aenter__(self) -> Self:
+        if self._engine is not None:
+            raise ConfigurationError("the manager is running already")
+        store = self.store if self.store is not None else self._make_store()
+        await store.open()
+        options = self._options()
+        metrics = self.metrics
+        node = NodeContext(
+            store=store,
+            options=options,
+            metrics=metrics,
+            agent=self.agent if self.agent is not None else RecordOnly(),
+            supervisor=Supervisor(lambda name: metrics.background_restarts.labels(task=name.split(" ")[0]).inc()),
+            lease=Lease(self._terms(options)),
+            incarnation=new_incarnation(options.name),
+        )
+        self._engine = Engine(node, SocketIOSink(self.sio) if self.sio is not None else None, self.publishes)
+        try:
+            await self._begin()
+        except BaseException:
+            engine, self._engine = self._engine, None
+            await engine.node.supervisor.aclose()
+            await store.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        try:
+            await engine.drain(engine.node.options.drain_timeout)
+            await self._end()
+        finally:
+            await engine.close_clients()
+            await engine.node.supervisor.aclose()
+            await engine.node.store.close()
+            self._engine = None
+            self._handles.clear()
+
+    async def _begin(self) -> None:
+        """Become the only member, then finish what a former process left behind."""
+        engine = self.engine
+        self._members = Members(engine.node)
+        self._recovery = Recovery(engine, self._members)
+        await self._members.join()
+        self._watch_health()
+        engine.begin()
+        await self._members.refresh()
+
+    def _watch_health(self) -> None:
+        node = self.engine.node
+        self._health = Health(self.engine, self._members, node.options.ready_without_store)
+        node.supervisor.keep("gauges", self._health.run)
+
+    async def _end(self) -> None:
+        """Nothing is owned any more, or recovery takes it: a clean exit buries itself."""
+        await self.engine.starter.aclose()
+        await self.engine.drop_all()
+        with contextlib.suppress(StoreUnavailable):
+            await self.engine.records.flush()
+        with contextlib.suppress(StoreUnavailable):
+            await self._members.leave()
+
+    # -- starting ------------------------------------------------------------------------------------------------
+
+    async def maybe_start_agent_loop(
+        self,
+        conversation_id: str,
+        settings: Any = None,
+        user_id: str | None = None,
+        initial_user_msg: Any = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        message_id: str | None = None,
+    ) -> AgentLoopInfo:
+        """See `ConversationManager`."""
+        cid, user = check_id(conversation_id, "conversation_id"), self._user(user_id)
+        text = self._metadata(settings, metadata)
+        message = None if initial_user_msg is None else self._message(initial_user_msg, user, message_id)
+        created, started = await self.engine.start(cid, user, text)
+        if message is not None:
+            await self.engine.send(cid, message, known=message_id is not None, reject_busy=False)
+        info = await self.describe(cid)
+        here = started is not None and started.here
+        return dataclasses.replace(info, started_here=here, created=created.created)
+
+    async def join_conversation(
+        self,
+        conversation_id: str,
+        connection_id: str,
+        settings: Any = None,
+        user_id: str | None = None,
+        after: Cursor | None = None,
+        *,
+        tail: int | None = None,
+        sink: ClientSink | None = None,
+        start: bool = True,
+    ) -> AgentLoopInfo:
+        """See `ConversationManager`."""
+        cid, user = check_id(conversation_id, "conversation_id"), self._user(user_id)
+        out = sink if sink is not None else self.engine.sink
+        if out is None:
+            raise ConfigurationError("the manager has no Socket.IO server and the connection brought no sink")
+        text = self._metadata(settings, None)
+        _, created, started = await self.engine.join(cid, connection_id, out, user, after, tail, text, start)
+        info = await self.describe(cid)
+        return dataclasses.replace(
+            info,
+            started_here=started is not None and started.here,
+            created=created is not None and created.created,
+        )
+
+    def begin_replay(self, connection_id: str) -> None:
+        """See `ConversationManager`."""
+        feed = self.engine.feeds.get(connection_id)
+        if feed is not None:
+            feed.begin()
+
+    async def attach_to_conversation(
+        self, conversation_id: str, user_id: str | None = None
+    ) -> ConversationHandle | None:
+        """See `ConversationManager`."""
+        try:
+            view = await self.engine.views.acquire(check_id(conversation_id, "conversation_id"))
+        except NotFound:
+            return None
+        handle = ConversationHandle(view.cid, user_id or "", new_id())
+        self._handles[handle.token] = view
+        return handle
+
+    async def detach_from_conversation(self, conversation: ConversationHandle) -> None:
+        """See `ConversationManager`."""
+        view = self._handles.pop(conversation.token, None)
+        if view is not None:
+            await self.engine.views.release(view)
+
+    # -- the directory -------------------------------------------------------------------------------------------
+
+    async def is_agent_loop_running(self, conversation_id: str) -> bool:
+        """See `ConversationManager`."""
+        found = self.engine.node.directory.find(conversation_id)
+        return found is not None and found[1].status in LISTED
+
+    def _listed(self, user: str | None, ids: Collection[str] | None) -> list[tuple[str, Record]]:
+        wanted = None if ids is None else set(ids)
+        return [
+            (node, record)
+            for node, record in self.engine.node.directory.listed()
+            if (user is None or record.user == user) and (wanted is None or record.conversation_id in wanted)
+        ]
+
+    async def get_running_agent_loops(
+        self, user_id: str | None = None, filter_to_sids: Collection[str] | None = None
+    ) -> set[str]:
+        """See `ConversationManager`."""
+        return {record.conversation_id for _, record in self._listed(user_id, filter_to_sids)}
+
+    async def get_connections(
+        self, user_id: str | None = None, filter_to_sids: Collection[str] | None = None
+    ) -> dict[str, str]:
+        """See `ConversationManager`."""
+        directory = self.engine.node.directory
+        wanted = None if filter_to_sids is None else set(filter_to_sids)
+        out: dict[str, str] = {}
+        for _, connection, cid in directory.connections():
+            if wanted is not None and cid not in wanted:
+                continue
+            found = directory.find(cid)
+            if user_id is None or (found is not None and found[1].user == user_id):
+                out[connection] = cid
+        return out
+
+    async def get_agent_loop_info(
+        self, user_id: str | None = None, filter_to_sids: Collection[str] | None = None
+    ) -> list[AgentLoopInfo]:
+        """See `ConversationManager`."""
+        directory = self.engine.node.directory
+        return [
+            AgentLoopInfo(
+                conversation_id=record.conversation_id,
+                user_id=record.user,
+                status=record.status,
+                busy=record.status == "running",
+                node=node_of(node),
+                epoch=record.epoch,
+                connections=directory.connection_count(record.conversation_id),
+            )
+            for node, record in self._listed(user_id, filter_to_sids)
+        ]
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    async def send_to_event_stream(
+        self,
+        connection_id: str,
+        data: Any,
+        *,
+        message_id: str | None = None,
+        overlap: Overlap | None = None,
+    ) -> SendResult:
+        """See `ConversationManager`."""
+        feed = self.engine.feeds.get(connection_id)
+        if feed is None:
+            raise NotFound(f"no connection {connection_id}")
+        return await self.send_event_to_conversation(
+            feed.view.cid, data, user_id=feed.user_id or None, message_id=message_id, overlap=overlap
+        )
+
+    async def send_event_to_conversation(
+        self,
+        conversation_id: str,
+        data: Any,
+        *,
+        user_id: str | None = None,
+        message_id: str | None = None,
+        overlap: Overlap | None = None,
+    ) -> SendResult:
+        """See `ConversationManager`."""
+        cid = check_id(conversation_id, "conversation_id")
+        if overlap not in (None, "enqueue", "reject"):
+            raise InvalidRequest("overlap must be enqueue or reject")
+        reject = self.engine.node.options.reject_busy if overlap is None else overlap == "reject"
+        message = self._message(data, self._user(user_id), message_id)
+        result = await self.engine.send(cid, message, known=message_id is not None, reject_busy=reject)
+        self.metrics.messages.labels(result="duplicate" if result.duplicate else "accepted").inc()
+        return result
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    async def call(self, conversation_id: str, method: str, params: Any = None, timeout: float = 30.0) -> Any:
+        """See `ConversationManager`."""
+        cid, name = check_id(conversation_id, "conversation_id"), check_id(method, "method")
+        if not 0 < timeout <= MAX_CALL_S:
+            raise InvalidRequest(f"timeout must be above 0 and at most {MAX_CALL_S:.0f} seconds")
+        to_json(params, self.engine.node.options.max_payload_bytes, "params")
+        began, outcome = time.monotonic(), "ok"
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._call_owner(cid, name, params, timeout)
+        except TimeoutError as error:
+            outcome = "call_timeout"
+            raise CallTimeout(f"{name} did not answer within {timeout:g} s") from error
+        except ConvenerError as error:
+            outcome = error.wire_code
+            raise
+        finally:
+            self.metrics.rpc_duration.labels(outcome=outcome).observe(time.monotonic() - began)
+
+    async def _call_owner(self, cid: str, method: str, params: Any, timeout: float) -> Any:
+        """Here: the owner is this process, or nobody yet."""
+        if self.engine.runner(cid) is None:
+            await self.engine.starter.ensure(cid, "wake")
+        return await self._serve_call(cid, method, params)
+
+    async def _serve_call(self, cid: str, method: str, params: Any) -> Any:
+        """Run a method of a conversation that this node owns.
+
+        Raises:
+            OwnerUnavailable: it does not (any more).
+            NotFound: the agent has no such method.
+            RemoteError: the method raised, or returned what is not JSON.
+        """
+        runner = self.engine.runner(cid)
+        if runner is None or runner.over:
+            raise OwnerUnavailable("the conversation has just moved; try again", retry_after=0.5)
+        run = self.engine.node.agent.methods.get(method)
+        if run is None:
+            raise NotFound(f"the agent has no method {method}", code="method_not_found")
+        try:
+            result = await run(runner.conversation(), params)
+            to_json(result, self.engine.node.options.max_payload_bytes, "the result")
+        except Exception as error:
+            detail = error.detail if isinstance(error, ConvenerError) else f"{type(error).__name__}: {error}"
+            raise RemoteError(detail) from error
+        return result
+
+    async def request_llm_completion(
+        self, conversation_id: str, service_id: str, messages: Sequence[Mapping[str, Any]], timeout: float = 60.0
+    ) -> Any:
+        """See `ConversationManager`."""
+        params = {"service_id": service_id, "messages": list(messages)}
+        return await self.call(conversation_id, "llm_completion", params, timeout)
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    async def disconnect_from_session(self, connection_id: str) -> None:
+        """See `ConversationManager`."""
+        await self.engine.leave(connection_id)
+
+    async def close_session(self, conversation_id: str, reason: str = "stopped by the user") -> StopResult:
+        """See `ConversationManager`."""
+        return await self.engine.stop(check_id(conversation_id, "conversation_id"), reason)
+
+    async def resume(self, conversation_id: str) -> ResumeResult:
+        """See `ConversationManager`."""
+        outcome = await self.engine.node.store.resume(check_id(conversation_id, "conversation_id"))
+        if outcome == "NOT_FOUND":
+            raise NotFound(f"no conversation {conversation_id}")
+        if outcome == "BUSY":
+            raise OwnerUnavailable("the conversation is still being stopped; try again", retry_after=1.0)
+        view = self.engine.views.get(conversation_id)
+        if view is not None and outcome == "OK":
+            view.resumed()
+        return "resumed" if outcome == "OK" else "running"
+
+    async def delete(self, conversation_id: str, reason: str = "deleted by the user") -> None:
+        """See `ConversationManager`."""
+        cid = check_id(conversation_id, "conversation_id")
+        await self.engine.stop(cid, reason)
+        await self.engine.erase(cid)
+
+    def get_agent_session(self, conversation_id: str) -> Any | None:
+        """See `ConversationManager`."""
+        return self.engine.runner(conversation_id)
+
+    @classmethod
+    def get_instance(
+        cls, sio: Any, config: Any = None, file_store: Any = None, server_config: Any = None, **options: Any
+    ) -> Self:
+        """See `ConversationManager`."""
+        return cls(sio=sio, config=config, file_store=file_store, server_config=server_config, **options)
+
+    # -- what the gateway needs ----------------------------------------------------------------------------------
+
+    async def describe(self, conversation_id: str) -> AgentLoopInfo:
+        """See `ConversationManager`."""
+        meta = await self.engine.node.store.head(check_id(conversation_id, "conversation_id"))
+        if meta is None:
+            raise NotFound(f"no conversation {conversation_id}")
+        return self._info(conversation_id, meta)
+
+    def _info(self, cid: str, meta: Meta) -> AgentLoopInfo:
+        return AgentLoopInfo(
+            conversation_id=cid,
+            user_id=meta.user,
+            status=self._status(cid, meta),
+            busy=bool(meta.owner) and meta.position > meta.done,
+            node=node_of(meta.owner),
+            epoch=meta.epoch,
+            last_seq=meta.seq,
+            connections=self.engine.node.directory.connection_count(cid),
+            metadata=msgspec.json.decode(meta.metadata, type=dict[str, Any]),
+            created_at=meta.created,
+            updated_at=meta.updated,
+        )
+
+    def _status(self, cid: str, meta: Meta) -> LoopStatus:
+        """The head says more than the directory, which is a moment behind."""
+        if meta.status == "stopped":
+            return "stopped"
+        if not meta.owner:
+            waiting = meta.epoch == 0 or meta.position > meta.done
+            return "starting" if waiting else "hibernated"
+        if meta.owner in self.engine.node.buried:
+            return "recovering"
+        return "running" if meta.position > meta.done else "idle"
+
+    async def list_conversations(
+        self, user_id: str, before: tuple[int, str] | None, limit: int
+    ) -> Sequence[ListedConversation]:
+        """See `ConversationManager`."""
+        store = self.engine.node.store
+        rows = await store.list_user(user_id, before, limit)
+        heads = await store.heads([cid for cid, _ in rows])
+        return [
+            ListedConversation(self._info(cid, meta), activity)
+            for (cid, activity), meta in zip(rows, heads, strict=True)
+            if meta is not None
+        ]
+
+    async def set_metadata(self, conversation_id: str, metadata: Mapping[str, Any]) -> AgentLoopInfo:
+        """See `ConversationManager`."""
+        cid = check_id(conversation_id, "conversation_id")
+        meta = await self.engine.node.store.set_metadata(cid, self._metadata(None, metadata))
+        if meta is None:
+            raise NotFound(f"no conversation {cid}")
+        return self._info(cid, meta)
+
+    async def read_log(self, conversation_id: str, after: Cursor, limit: int) -> Page:
+        """See `ConversationManager`."""
+        page = await self.engine.node.store.read(check_id(conversation_id, "conversation_id"), after, limit)
+        if page is None:
+            raise NotFound(f"no conversation {conversation_id}")
+        return page
+
+    # -- operations ---------------------------------------------------------------------------------------------
+
+    def readiness(self) -> Readiness:
+        """Whether this node may receive traffic; not ready before it was entered and after it was left."""
+        if self._engine is None:
+            return Readiness(ready=False, checks={"started": "not running"})
+        return self._health.readiness()
+
+    def nodes(self) -> Sequence[NodeInfo]:
+        """The cluster's nodes as this node sees them."""
+        return self._health.nodes()
+
+    async def audit(self, conversation_ids: Sequence[str] | None = None) -> Mapping[str, Any]:
+        """Check the invariants of these conversations, or of all: ``{checked, violations, conversations, nodes}``."""
+        return await self._health.audit(conversation_ids)
+
+    # -- input ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _user(user_id: str | None) -> str | None:
+        return None if user_id is None else check_id(user_id, "user_id") if user_id else ""
+
+    def _message(self, data: Any, user: str | None, message_id: str | None) -> NewMessage:
+        ident = new_id() if message_id is None else check_id(message_id, "message_id")
+        return NewMessage(ident, user or "", to_json(data, self.engine.node.options.max_payload_bytes, "data"))
+
+    def _metadata(self, settings: Any, metadata: Mapping[str, Any] | None) -> str:
+        merged = dict(metadata or {})
+        if settings is not None:
+            merged["settings"] = settings
+        return to_json(merged, self.engine.node.options.max_payload_bytes, "metadata")

@@ -1,0 +1,341 @@
+"""Starting, waking and taking over: reserve, subscribe, claim (protocol, section 5).
+
+Two phases, since user and conversation live in different hash slots of the store. Every step is idempotent under
+its nonce, so an unknown outcome is repeated or settled, never guessed; a start that fails leaves no claim, slot or
+record behind, and what cannot be cleaned up now is cleaned up in the background (`_undo`).
+
+The argument, await by await: between reading the head and CLAIM anything may happen; CLAIM compares owner and epoch
+(I2, I5). Between reading the slot and RESERVE likewise; RESERVE adopts only the value that was read (I6). The record
+is written before RESERVE and removed after UNRESERVE (I12). The subscription is confirmed before CLAIM, so every
+entry after the claim's own reading is heard (I11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, TypeVar
+
+import structlog
+
+from convener.core.admission import Slot
+from convener.core.model import ClaimReason, ClaimRequest, Meta
+from convener.errors import (
+    ConvenerError,
+    ConversationStopped,
+    NotFound,
+    OwnershipLost,
+    OwnerUnavailable,
+    StoreFull,
+    StoreUnavailable,
+)
+from convener.ids import new_nonce
+from convener.manager.context import NodeContext
+from convener.manager.records import Records
+from convener.manager.runner import Runner
+from convener.manager.views import View, Views
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+PAUSE_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Who owns the conversation now. `here`: this call made this node the owner."""
+
+    owner: str
+    epoch: int
+    here: bool
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What a start holds so far, to be given back if it fails."""
+
+    cid: str
+    meta: Meta
+    nonce: str
+    incarnation: str
+    slot: bool = False
+    view: View | None = None
+
+
+class Queued(OwnerUnavailable):
+    """The start waits for one of the user's slots; accepted messages will be answered then."""
+
+    code = "queued"
+
+
+class Starts(Protocol):
+    """The node's side of a start."""
+
+    def runner(self, cid: str) -> Runner | None: ...
+
+    def adopt(self, view: View, meta: Meta, reason: ClaimReason) -> Runner: ...
+
+    async def make_room(self, user: str, cid: str, reason: ClaimReason, attempt: int) -> None:
+        """The limit was met for the `attempt`th time. Returns if it is worth trying again.
+
+        Raises:
+            LimitExceeded: the policy found no room.
+            Queued: the conversation waits for a slot.
+        """
+        ...
+
+
+class Starter:
+    """Makes somebody own a conversation; single-flight per conversation on this node."""
+
+    def __init__(self, node: NodeContext, views: Views, records: Records, host: Starts) -> None:
+        self._node = node
+        self._views = views
+        self._records = records
+        self._host = host
+        self._flights: dict[str, asyncio.Task[Started]] = {}
+
+    def is_starting(self, cid: str) -> bool:
+        """Whether a start of this conversation is under way here."""
+        return cid in self._flights
+
+    async def ensure(self, cid: str, reason: ClaimReason) -> Started:
+        """Make sure that a node that is not buried owns the conversation.
+
+        Args:
+            reason: why; recorded in the `open` entry if this node claims it.
+
+        Raises:
+            NotFound, ConversationStopped, LimitExceeded, StoreUnavailable.
+            Queued: the user's limit is met; the start waits in the user's queue and will be tried again.
+            OwnerUnavailable: not settled within `start_timeout`, or this node may not act.
+        """
+        flight = self._flights.get(cid)
+        if flight is None:
+            flight = asyncio.get_running_loop().create_task(self._fly(cid, reason), name=f"start {cid}")
+            self._flights[cid] = flight
+            flight.add_done_callback(lambda done: self._landed(cid, done))
+        # Shielded: a caller that goes away must not cut a start in half.
+        return await asyncio.shield(flight)
+
+    def _landed(self, cid: str, flight: asyncio.Task[Started]) -> None:
+        if self._flights.get(cid) is flight:
+            del self._flights[cid]
+        if not flight.cancelled():
+            flight.exception()
+
+    async def aclose(self) -> None:
+        """Cancel the starts under way and await their clean-up."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        if flights:
+            await asyncio.wait(flights)
+
+    async def _fly(self, cid: str, reason: ClaimReason) -> Started:
+        try:
+            async with asyncio.timeout(self._node.options.start_timeout):
+                rooms = 0
+                while True:
+                    outcome = await self._once(cid, reason)
+                    if isinstance(outcome, Started):
+                        return outcome
+                    if isinstance(outcome, Meta):
+                        rooms += 1
+                        await self._host.make_room(outcome.user, cid, reason, rooms)
+                        continue
+                    await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))
+        except TimeoutError as error:
+            raise OwnerUnavailable("no node could take the conversation in time", retry_after=1.0) from error
+
+    async def _once(self, cid: str, reason: ClaimReason) -> Started | Meta | None:
+        """One attempt. A `Meta` means that its user's limit was met; None that it is worth looking again."""
+        runner = self._host.runner(cid)
+        if runner is not None and not runner.over:
+            return Started(runner.incarnation, runner.epoch, here=False)
+        # The slot first, then the head: RESERVE then adopts exactly what was read before the owner was (I6).
+        meta = await self._node.store.head(cid)
+        slot = await self._node.store.slot(meta.user, cid) if meta is not None and meta.user else None
+        meta = await self._node.store.head(cid)
+        if meta is None:
+            raise NotFound(f"no conversation {cid}")
+        if meta.status != "running":
+            raise ConversationStopped(f"conversation {cid} was stopped")
+        if self._is_live(meta.owner):
+            return Started(meta.owner, meta.epoch, here=False)
+        if runner is not None:
+            return None
+        if self._node.draining:
+            raise OwnerUnavailable("this node is leaving", retry_after=1.0)
+        if not self._node.lease.valid():
+            raise OwnerUnavailable("this node is suspended", retry_after=1.0)
+        return await self._attempt(meta, cid, slot, reason)
+
+    def _is_live(self, owner: str) -> bool:
+        """Whether `owner` counts as owner. One that is this node, without a runner, is a start to finish."""
+        return bool(owner) and owner not in self._node.buried and not self._node.owns(owner)
+
+    async def _attempt(
+        self, meta: Meta, cid: str, read: Slot | None, reason: ClaimReason
+    ) -> Started | Meta | None:
+        attempt = _Attempt(cid, meta, new_nonce(), self._node.incarnation)
+        try:
+            await self._records.begin(cid, meta.user, meta.epoch, attempt.nonce)
+            if meta.user:
+                outcome = await self._reserve(attempt, read)
+                if outcome != "OK":
+                    await self._undo(attempt)
+                    return meta if outcome == "LIMIT" else None
+            attempt.view = await self._views.acquire(cid)
+            return await self._claim(attempt, reason)
+        except BaseException as error:
+            await asyncio.shield(self._clean(attempt, error))
+            raise
+
+    async def _clean(self, attempt: _Attempt, error: BaseException) -> None:
+        """Give back what a failed attempt holds: now if the store answers, else in the background until it does."""
+        if isinstance(error, StoreUnavailable | asyncio.CancelledError):
+            self._node.supervisor.spawn(f"settle {attempt.cid}", self._undo_later(attempt))
+        else:
+            await self._undo(attempt)
+
+    async def _reserve(self, attempt: _Attempt, read: Slot | None) -> Literal["OK", "LIMIT", "HELD"]:
+        """RESERVE. A slot of a live node that is not this one means that a start is under way there."""
+        if read is not None and read.incarnation not in self._node.buried and not self._node.owns(read.incarnation):
+            return await self._held(attempt, read)
+        slot = Slot(attempt.nonce, attempt.incarnation)
+        limit = await self._raised_limit(attempt.meta.user)
+        attempt.slot = True
+        reply = await self._repeat(
+            lambda: self._node.store.reserve(
+                attempt.meta.user, attempt.cid, slot, raised_limit=limit, read=read
+            )
+        )
+        if reply.outcome != "OK":
+            attempt.slot = False
+        return reply.outcome
+
+    async def _held(self, attempt: _Attempt, held: Slot) -> Literal["OK", "HELD"]:
+        """A slot without an owner behind it and without a record is left over from a start that died half-way."""
+        if attempt.meta.owner:
+            return "HELD"
+        record = await self._node.store.record(held.incarnation, attempt.cid)
+        if record is None or record.nonce != held.nonce:
+            await self._node.store.unreserve(attempt.meta.user, attempt.cid, held.nonce)
+        return "HELD"
+
+    async def _raised_limit(self, user: str) -> int:
+        own = await self._node.agent.limit(user)
+        return self._node.options.raised_limit if own is None else own + 1
+
+    async def _claim(self, attempt: _Attempt, reason: ClaimReason) -> Started | None:
+        """CLAIM until it is decided. Losing to nobody or to a buried owner begins again under the same slot."""
+        meta = attempt.meta
+        while True:
+            if not self._node.lease.valid() or attempt.incarnation != self._node.incarnation:
+                raise OwnerUnavailable("this node is suspended", retry_after=1.0)
+            request = ClaimRequest(
+                me=attempt.incarnation,
+                nonce=attempt.nonce,
+                owner=meta.owner,
+                epoch=meta.epoch,
+                reason=self._reason(meta, reason),
+                user=meta.user,
+                generation=meta.generation,
+            )
+            try:
+                reply = await self._node.store.claim(attempt.cid, request)
+            except StoreFull:
+                raise
+            except StoreUnavailable:
+                owned = await self._resolve(attempt, meta.epoch)
+                if owned is None:
+                    return None
+                return self._owned(attempt, owned, request.reason)
+            if reply.outcome == "OK" and reply.meta is not None:
+                return self._owned(attempt, reply.meta, request.reason)
+            if reply.outcome == "CLOSED":
+                raise ConversationStopped(f"conversation {attempt.cid} was stopped")
+            if reply.outcome == "NOT_FOUND" or reply.meta is None:
+                raise NotFound(f"no conversation {attempt.cid}")
+            meta = reply.meta
+            if self._is_live(meta.owner):
+                await self._undo(attempt)
+                return Started(meta.owner, meta.epoch, here=False)
+
+    def _reason(self, meta: Meta, reason: ClaimReason) -> ClaimReason:
+        if meta.owner in self._node.buried:
+            return "takeover"
+        if meta.owner:
+            return "restart"
+        return "start" if meta.epoch == 0 else reason if reason != "start" else "wake"
+
+    async def _resolve(self, attempt: _Attempt, epoch: int) -> Meta | None:
+        """Settle a claim whose outcome is unknown: owned, or never to be. None if it did not succeed."""
+        reply = await self._repeat(
+            lambda: self._node.store.resolve(attempt.cid, attempt.incarnation, attempt.nonce, epoch)
+        )
+        if reply.outcome == "OWNED":
+            return reply.meta
+        await self._undo(attempt)
+        return None
+
+    def _owned(self, attempt: _Attempt, meta: Meta, reason: ClaimReason) -> Started:
+        view, attempt.view = attempt.view, None
+        assert view is not None
+        self._node.metrics.claims.labels(reason=reason).inc()
+        runner = self._host.adopt(view, meta, reason)
+        return Started(runner.incarnation, runner.epoch, here=True)
+
+    # -- giving back -----------------------------------------------------------------------------------------------
+
+    async def _repeat(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Repeat an idempotent step until the store answers; the start's own deadline ends it."""
+        while True:
+            try:
+                return await step()
+            except StoreFull:
+                raise
+            except StoreUnavailable as error:
+                self._node.metrics.store_errors.labels(kind=error.wire_code).inc()
+                await asyncio.sleep(PAUSE_S)
+
+    async def _undo(self, attempt: _Attempt) -> None:
+        """Give slot, record and view back after a start that did not end in ownership.
+
+        The slot of a conversation whose owner is buried stays (recovery goes on under it), and so does the record,
+        since the hash must name every slot of the node (I12).
+        """
+        view, attempt.view = attempt.view, None
+        if view is not None:
+            await self._views.release(view)
+        if attempt.slot:
+            meta = await self._node.store.head(attempt.cid)
+            if meta is not None and meta.owner == attempt.incarnation and meta.nonce == attempt.nonce:
+                return
+            if meta is not None and meta.owner in self._node.buried:
+                return
+            await self._node.store.unreserve(attempt.meta.user, attempt.cid, attempt.nonce)
+            attempt.slot = False
+        await self._records.end(attempt.cid, attempt.nonce, attempt.incarnation, "hibernated")
+
+    async def _undo_later(self, attempt: _Attempt) -> None:
+        """The same, until the store answers. A claim may be on its way: it is settled first, for good."""
+        while not self._node.lease.ended and attempt.incarnation == self._node.incarnation:
+            try:
+                reply = await self._node.store.resolve(
+                    attempt.cid, attempt.incarnation, attempt.nonce, attempt.meta.epoch
+                )
+                if reply.outcome == "OWNED":
+                    # It landed after all: this node owns it, so it runs it.
+                    await self.ensure(attempt.cid, "restart")
+                else:
+                    await self._undo(attempt)
+                return
+            except OwnershipLost:
+                return
+            except ConvenerError as error:
+                log.info("a start is still to be settled", conversation_id=attempt.cid, error=str(error))
+                await asyncio.sleep(0.5)
