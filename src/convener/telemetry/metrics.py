@@ -7,11 +7,12 @@ each set of labels is a time series, and ids would make one per conversation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
+
+from convener.version import PROTOCOL, __version__
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -55,13 +56,13 @@ class Metrics:
     Attributes are called like the metric, without ``convener_``, ``_total`` and ``_seconds``.
 
     Args:
-        version: of the package; default the installed one's.
+        version: of the package.
         protocol: version of the protocol that this node speaks with the others.
     """
 
-    def __init__(self, *, version: str | None = None, protocol: int = 1) -> None:
+    def __init__(self, *, version: str = __version__, protocol: int = PROTOCOL) -> None:
         self.registry: CollectorRegistry = _Registry()
-        self._node(version if version is not None else _installed_version(), protocol)
+        self._node(version, protocol)
         self._work()
         self._trouble()
 
@@ -144,10 +145,3 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, text, labels, namespace="convener", registry=self.registry, buckets=buckets)
-
-
-def _installed_version() -> str:
-    try:
-        return version("convener")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"

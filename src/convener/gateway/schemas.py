@@ -1,0 +1,285 @@
+"""Requests and answers of the API, for checking and for OpenAPI."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from convener.manager.base import AgentLoopInfo, SendResult
+from convener.manager.ops import NodeInfo
+
+MAX_PAGE: Final = 1000
+MAX_CALL_SECONDS: Final = 300.0
+
+Id = Annotated[str, Field(description="1 to 128 characters of A-Z a-z 0-9 . _ ~ : @ -", examples=["c-42"])]
+PageLimit = Annotated[int, Field(ge=1, le=MAX_PAGE)]
+
+
+class Body(BaseModel):
+    """A request body: unknown fields and values of another type are refused, nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Nothing(Body):
+    """An empty object; no body at all is fine too."""
+
+
+class MessageBody(Body):
+    """A message for a conversation."""
+
+    message_id: Id | None = Field(
+        default=None, description="Chosen by the client: the same id again is not accepted twice."
+    )
+    data: Any = Field(description="Any JSON value; if it is an object with a string `text`, that is the text.")
+    overlap: Literal["enqueue", "reject"] | None = Field(
+        default=None, description="What to do if a message is being answered. Default: the node's `overlap_policy`."
+    )
+
+
+class CreateBody(Body):
+    """A conversation to create, or to find."""
+
+    conversation_id: Id | None = Field(default=None, description="Default: a fresh one.")
+    user_id: Id | None = Field(
+        default=None, description="Whose it is; others than the caller only with a service or admin token."
+    )
+    metadata: dict[str, Any] | None = Field(default=None, description="Kept with it; ignored if it exists already.")
+    message: MessageBody | None = Field(default=None, description="Sent at once, whether it was created or found.")
+
+
+class PatchBody(Body):
+    """What can be changed of a conversation."""
+
+    metadata: dict[str, Any] = Field(description="Replaces the metadata.")
+
+
+class CallBody(Body):
+    """Arguments of a method of the owner."""
+
+    params: Any = Field(default=None, description="Any JSON value, given to the method.")
+    timeout: float = Field(
+        default=30.0, gt=0, le=MAX_CALL_SECONDS, allow_inf_nan=False, description="Seconds to wait for the answer."
+    )
+
+
+class SocketCall(CallBody):
+    """`rpc` over a socket."""
+
+    method: str = Field(min_length=1, max_length=128)
+
+
+# --- answers; built as plain dicts below, described here ---------------------------------------------------
+
+
+class Accepted(BaseModel):
+    """An accepted message."""
+
+    status: Literal["accepted"]
+    message_id: str
+    position: int = Field(description="Its number in the conversation's inbox, from 1.")
+    duplicate: bool = Field(description="It had been accepted before.")
+
+
+class Created(BaseModel):
+    """A conversation that was created (201) or found (200)."""
+
+    conversation_id: str
+    user_id: str
+    status: str
+    node: str = Field(description="Who runs it; empty for nobody.")
+    epoch: int
+    message: Accepted | None = Field(default=None, description="Present if a message was sent along.")
+
+
+class Conversation(BaseModel):
+    """A conversation."""
+
+    conversation_id: str
+    user_id: str
+    status: Literal[
+        "starting", "running", "idle", "waiting", "hibernated", "recovering", "draining", "stopped", "failed"
+    ]
+    busy: bool = Field(description="A message is being answered or waits.")
+    node: str = Field(description="Who runs it; empty for nobody.")
+    epoch: int = Field(description="Number of its latest ownership, 0 before the first.")
+    last_seq: int = Field(description="Number of its last log entry.")
+    connections: int = Field(description="Clients on all nodes.")
+    metadata: dict[str, Any]
+    created_at: datetime | None = Field(description="Null in a listing of the cluster, which does not know it.")
+    updated_at: datetime | None
+
+
+class ConversationList(BaseModel):
+    """A page of conversations."""
+
+    conversations: list[Conversation]
+    next: str | None = Field(description="`cursor` of the next page, null on the last one.")
+
+
+class Event(BaseModel):
+    """A log entry."""
+
+    seq: int
+    cursor: str
+    epoch: int
+    kind: str
+    turn: str
+    data: Any
+    ts: int = Field(description="Milliseconds since 1970.")
+
+
+class EventList(BaseModel):
+    """A page of the log."""
+
+    events: list[Event]
+    next: str | int | None = Field(
+        description="What to send as `after` to read on (always there), or, if `before` was sent alone, as "
+        "`before` to read further back (null at the beginning)."
+    )
+    resync: bool = Field(description="`after` could not be continued: this page is the log's beginning.")
+
+
+class Outcome(BaseModel):
+    """What became of an action."""
+
+    outcome: str
+
+
+class CallResult(BaseModel):
+    """What the method returned."""
+
+    result: Any
+
+
+class Node(BaseModel):
+    """A node of the cluster."""
+
+    name: str
+    incarnation: str
+    state: Literal["live", "draining", "suspended", "buried"]
+    version: str
+    protocol: int
+    address: str
+    conversations: int
+    connections: int
+    lag: float | None = Field(description="How late its event loop ran last, in seconds.")
+    started_at: datetime | None
+    last_renewal: datetime | None
+
+
+class NodeList(BaseModel):
+    """The nodes of the cluster."""
+
+    nodes: list[Node]
+
+
+class Violation(BaseModel):
+    """A broken invariant."""
+
+    invariant: str
+    where: str
+    detail: str
+
+
+class Audit(BaseModel):
+    """What an audit found."""
+
+    checked: int
+    violations: list[Violation]
+    conversations: int
+    nodes: int
+
+
+class Ready(BaseModel):
+    """Whether the node may receive traffic."""
+
+    status: Literal["ready", "degraded", "unready"]
+    checks: dict[str, str] | None = Field(default=None, description="With `?verbose`: what was looked at.")
+
+
+class Alive(BaseModel):
+    """The process runs."""
+
+    status: Literal["alive"]
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457); some codes have further members."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    code: str = Field(description="Stable; see the table of errors.")
+    detail: str
+    retry_after: float | None = Field(default=None, description="Seconds after which a retry is sensible.")
+
+
+# --- from the manager's types ------------------------------------------------------------------------------
+
+
+def rfc3339(ms: int | None) -> str | None:
+    """A time in ms since 1970 as RFC 3339 in UTC; None for an unknown one."""
+    if not ms:
+        return None
+    moment = datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def conversation(info: AgentLoopInfo) -> dict[str, Any]:
+    """`Conversation` of what the manager knows."""
+    return {
+        "conversation_id": info.conversation_id,
+        "user_id": info.user_id,
+        "status": info.status,
+        "busy": info.busy,
+        "node": info.node,
+        "epoch": info.epoch,
+        "last_seq": info.last_seq,
+        "connections": info.connections,
+        "metadata": dict(info.metadata),
+        "created_at": rfc3339(info.created_at),
+        "updated_at": rfc3339(info.updated_at),
+    }
+
+
+def created(info: AgentLoopInfo) -> dict[str, Any]:
+    """`Created` of what the manager knows, without the message."""
+    return {
+        "conversation_id": info.conversation_id,
+        "user_id": info.user_id,
+        "status": info.status,
+        "node": info.node,
+        "epoch": info.epoch,
+    }
+
+
+def accepted(result: SendResult) -> dict[str, Any]:
+    """`Accepted` of what the manager answered."""
+    return {
+        "status": "accepted",
+        "message_id": result.message_id,
+        "position": result.position,
+        "duplicate": result.duplicate,
+    }
+
+
+def node(info: NodeInfo) -> dict[str, Any]:
+    """`Node` of what the manager knows."""
+    return {
+        "name": info.name,
+        "incarnation": info.incarnation,
+        "state": info.state,
+        "version": info.version,
+        "protocol": info.protocol,
+        "address": info.address,
+        "conversations": info.conversations,
+        "connections": info.connections,
+        "lag": info.lag,
+        "started_at": rfc3339(info.started_at),
+        "last_renewal": rfc3339(info.last_renewal),
+    }

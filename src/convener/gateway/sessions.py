@@ -1,0 +1,109 @@
+"""Open connections: counted, closed when their right to be open ends, ended at shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from convener.errors import NotAuthenticated, NotAuthorized, NotFound
+from convener.gateway.access import Access
+from convener.gateway.auth import Identity
+from convener.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+INTERVAL: Final = 10.0
+"""Seconds between two checks of every open connection."""
+AT_ONCE: Final = 16
+"""Checks under way at a time: the application's functions may call a server of its own."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One open connection.
+
+    Attributes:
+        connection_id: unique on this node.
+        transport: `websocket`, `polling` or `sse`.
+        token, headers: what it was opened with, to ask again.
+        close: ends it; must not raise.
+    """
+
+    connection_id: str
+    conversation_id: str
+    transport: str
+    identity: Identity
+    token: str | None
+    headers: Mapping[str, str]
+    close: Callable[[], Awaitable[None]]
+
+
+class Sessions:
+    """All open connections of a node."""
+
+    def __init__(self, access: Access, metrics: Metrics) -> None:
+        self._access = access
+        self._connections = metrics.connections
+        self._open: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, session: Session) -> None:
+        """Enter a connection."""
+        self._open[session.connection_id] = session
+        self._connections.labels(transport=session.transport).inc()
+
+    def remove(self, connection_id: str) -> Session | None:
+        """Forget a connection; None if it is not known (any more)."""
+        session = self._open.pop(connection_id, None)
+        if session is not None:
+            self._connections.labels(transport=session.transport).dec()
+        return session
+
+    def find(self, connection_id: str) -> Session | None:
+        """A connection by its id."""
+        return self._open.get(connection_id)
+
+    async def close_all(self, transport: str) -> None:
+        """End all connections of one kind."""
+        for session in [s for s in self._open.values() if s.transport == transport]:
+            await session.close()
+
+    async def recheck(self) -> None:
+        """Close every connection whose caller would be refused today.
+
+        Only a clear refusal closes: an issuer or an application that does not answer must not end every
+        conversation of the node.
+        """
+        todo = iter(list(self._open.values()))
+
+        async def worker() -> None:
+            for session in todo:
+                if self._open.get(session.connection_id) is session:
+                    await self._check(session)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(AT_ONCE, len(self._open))):
+                group.create_task(worker())
+
+    async def _check(self, session: Session) -> None:
+        try:
+            now = await self._access.authenticator.confirm(session.identity, session.token, session.headers)
+            if not _covers(now, session.identity):
+                raise NotAuthorized("the caller has other rights now")
+            session.identity = now
+            await self._access.still(now, session.conversation_id)
+        except (NotAuthenticated, NotAuthorized, NotFound) as error:
+            log.info("closing a connection that lost its right", reason=error.detail)
+            await session.close()
+        except Exception as error:
+            log.warning("cannot confirm an open connection", error=str(error))
+
+
+def _covers(now: Identity, before: Identity) -> bool:
+    return now.user_id == before.user_id and (now.admin or not before.admin) and (now.service or not before.service)

@@ -1,0 +1,321 @@
+"""Socket.IO: the only module of the gateway that knows it.
+
+A client joins its conversation in the connect handler; the replay runs after that has returned. Every event is
+answered, whatever it held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeVar, cast
+from urllib.parse import parse_qs
+
+import socketio
+import structlog
+from pydantic import ValidationError
+from socketio.exceptions import ConnectionRefusedError as Refused
+
+from convener.errors import (
+    ConvenerError,
+    InvalidRequest,
+    NotAuthorized,
+    NotFound,
+    OwnerUnavailable,
+    TooManyRequests,
+)
+from convener.gateway import schemas
+from convener.gateway.access import bearer_token, not_found
+from convener.gateway.context import GatewayContext, origin_allowed
+from convener.gateway.events import parse_cursor
+from convener.gateway.packets import MALFORMED, StrictPacket
+from convener.gateway.problems import Problem, problem_of
+from convener.gateway.sessions import Session
+from convener.ids import check_id
+from convener.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+Transport = Literal["websocket", "polling"]
+Body = TypeVar("Body", bound=schemas.Body)
+
+CONNECT_TIMEOUT: Final = 30.0
+"""Seconds for a connect handler. Below Engine.IO's ping interval and time-out together (45 s): while the handler
+runs, the client's pongs are not read."""
+MAX_UNDER_WAY: Final = 128
+"""Events of one connection that may be under way at a time; more are refused."""
+_NAMESPACE: Final = "/"
+
+
+def make_server(settings: Settings, transports: Sequence[Transport] = ("websocket",)) -> socketio.AsyncServer:
+    """The Socket.IO server that the manager emits through and `SocketGateway` serves.
+
+    Args:
+        settings: for payload sizes and origins.
+        transports: without `polling`, no load balancer needs sticky sessions.
+    """
+
+    def is_allowed(origin: str | None, environ: Mapping[str, Any]) -> bool:
+        scheme, host = str(environ.get("wsgi.url_scheme", "")), str(environ.get("HTTP_HOST", ""))
+        return origin_allowed(settings, origin, scheme, host)
+
+    return socketio.AsyncServer(
+        async_mode="asgi",
+        transports=list(transports),
+        serializer=StrictPacket,
+        cors_allowed_origins=is_allowed,
+        # Refusing a payload is our answer to give; the transport only keeps absurd frames out of memory.
+        max_http_buffer_size=3 * settings.max_payload_bytes + 65_536,
+        logger=_quiet("convener.socketio"),
+        engineio_logger=_quiet("convener.engineio"),
+    )
+
+
+def _quiet(name: str) -> Any:
+    # Left to itself the library writes to standard error through handlers of its own.
+    logger = logging.getLogger(name)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.ERROR)
+    return logger
+
+
+@dataclass(slots=True)
+class _Client:
+    """What handlers keep per connection. `order` makes messages enter in the order in which they were sent."""
+
+    conversation_id: str
+    order: asyncio.Lock = field(default_factory=asyncio.Lock)
+    under_way: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Hello:
+    """What a client says when it connects."""
+
+    conversation_id: str
+    user_id: str | None
+    token: str | None
+    after: Any
+    tail: int | None
+
+
+class SocketGateway:
+    """The handlers of section "Socket.IO" of the reference.
+
+    Args:
+        sio: made by `make_server`; the handlers are registered on it.
+    """
+
+    def __init__(self, sio: socketio.AsyncServer, context: GatewayContext) -> None:
+        self._sio: Any = sio
+        self._context = context
+        self._clients: dict[str, _Client] = {}
+        self._handlers: Mapping[str, Callable[[str, _Client, Any], Awaitable[dict[str, Any]]]] = {
+            "message": self._message,
+            "stop": self._stop,
+            "resume": self._resume,
+            "rpc": self._rpc,
+        }
+        self._sio.on("connect", self._connect)
+        self._sio.on("disconnect", self._disconnect)
+        self._sio.on("*", self._event)
+
+    def count_malformed(self) -> None:
+        """Count a frame that could not be read."""
+        self._context.metrics.malformed.labels(where="socket").inc()
+
+    # -- coming and going ------------------------------------------------------------------------------------
+
+    async def _connect(self, sid: str, environ: Mapping[str, Any], auth: object = None) -> None:
+        """Must raise nothing but `Refused`: anything else leaves the client without an answer."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await self._join(sid, environ, auth)
+        except Exception as error:
+            problem = problem_of(error, event="connect")
+            if problem.status == InvalidRequest.http_status:
+                self.count_malformed()
+            raise Refused(problem.detail, problem.members()) from None
+        # The library queues the CONNECT packet after this handler, in the same task and without suspending, so
+        # a callback of the loop runs after that: nothing of the replay can be sent before it.
+        asyncio.get_running_loop().call_soon(self._context.manager.begin_replay, sid)
+
+    async def _join(self, sid: str, environ: Mapping[str, Any], auth: object) -> None:
+        context = self._context
+        if context.closing or not context.running:
+            raise OwnerUnavailable("this node is shutting down", retry_after=1.0)
+        headers = _headers(environ)
+        hello = _hello(environ, auth)
+        token = hello.token if hello.token is not None else bearer_token(headers)
+        caller = await context.access.identify(token, headers)
+        cid = check_id(hello.conversation_id, "conversation_id")
+        after = parse_cursor(hello.after, "after")
+        user = await context.access.starter(caller, cid, hello.user_id)
+        tail = hello.tail if after is None else None
+        try:
+            await context.manager.join_conversation(cid, sid, None, user, after, tail=tail)
+        except NotAuthorized:
+            raise not_found(cid) from None
+        eio_sid = self._sio.manager.eio_sid_from_sid(sid, _NAMESPACE)
+        if eio_sid not in self._sio.environ:
+            # Gone in the meantime; its disconnect found nothing to undo.
+            await context.manager.disconnect_from_session(sid)
+            raise OwnerUnavailable("the connection is gone")
+        transport = str(self._sio.transport(sid, _NAMESPACE))
+        self._clients[sid] = _Client(cid)
+        context.sessions.add(Session(sid, cid, transport, caller, token, headers, lambda: self._close(sid)))
+
+    async def _close(self, sid: str) -> None:
+        try:
+            await self._sio.disconnect(sid, namespace=_NAMESPACE)
+        except Exception:
+            log.exception("cannot disconnect a client", connection_id=sid)
+
+    async def _disconnect(self, sid: str, reason: str) -> None:
+        self._clients.pop(sid, None)
+        self._context.sessions.remove(sid)
+        try:
+            await self._context.manager.disconnect_from_session(sid)
+        except Exception:
+            log.exception("cannot forget a connection", connection_id=sid)
+
+    async def sweep(self, seen: set[str]) -> set[str]:
+        """Cut off transports that were without a Socket.IO connection at the last sweep and still are.
+
+        Args:
+            seen: what the last sweep returned.
+        """
+        silent = {
+            eio_sid
+            for eio_sid in list(self._sio.environ)
+            if self._sio.manager.sid_from_eio_sid(eio_sid, _NAMESPACE) is None
+        }
+        for eio_sid in silent & seen:
+            await self._sio.eio.disconnect(eio_sid)
+        return silent - seen
+
+    # -- events ----------------------------------------------------------------------------------------------
+
+    async def _event(self, event: str, sid: str, *arguments: Any) -> dict[str, Any]:
+        """Answer any event; what is returned is the acknowledgement."""
+        try:
+            return await self._dispatch(event, sid, arguments)
+        except Exception as error:
+            problem = problem_of(error, event=event)
+            if problem.status in (400, 413) and event != "message":
+                self.count_malformed()
+            return {"error": problem.members()} if event == "rpc" else _rejected(problem)
+
+    async def _dispatch(self, event: str, sid: str, arguments: Sequence[Any]) -> dict[str, Any]:
+        if event == MALFORMED:
+            raise InvalidRequest(str(arguments[0]))
+        if not self._context.running:
+            raise OwnerUnavailable("this node is shutting down", retry_after=1.0)
+        handler = self._handlers.get(event)
+        if handler is None:
+            raise InvalidRequest(f"there is no event {event[:64]!r}", code="unknown_event")
+        client = self._clients.get(sid)
+        if client is None:
+            raise NotFound("this connection is not open (any more)")
+        if len(arguments) > 1:
+            raise InvalidRequest(f"{event} takes one payload, not {len(arguments)}")
+        if client.under_way >= MAX_UNDER_WAY:
+            raise TooManyRequests(f"{MAX_UNDER_WAY} events of this connection are under way", retry_after=1.0)
+        client.under_way += 1
+        try:
+            return await handler(sid, client, arguments[0] if arguments else None)
+        finally:
+            client.under_way -= 1
+
+    async def _message(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
+        try:
+            body = _parse(schemas.MessageBody, payload)
+            async with client.order:
+                result = await self._context.manager.send_to_event_stream(
+                    sid, body.data, message_id=body.message_id, overlap=body.overlap
+                )
+        except (ConvenerError, ValidationError) as error:
+            code = error.wire_code if isinstance(error, ConvenerError) else InvalidRequest.code
+            if isinstance(error, (InvalidRequest, ValidationError)):
+                self.count_malformed()
+            self._context.metrics.messages.labels(result=code).inc()
+            raise
+        return schemas.accepted(result)
+
+    async def _stop(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
+        _parse(schemas.Nothing, {} if payload is None else payload)
+        await self._allowed(sid, client, "stop")
+        return {"outcome": await self._context.manager.close_session(client.conversation_id)}
+
+    async def _resume(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
+        _parse(schemas.Nothing, {} if payload is None else payload)
+        await self._allowed(sid, client, "resume")
+        return {"outcome": await self._context.manager.resume(client.conversation_id)}
+
+    async def _rpc(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
+        body = _parse(schemas.SocketCall, payload)
+        await self._allowed(sid, client, "call")
+        result = await self._context.manager.call(client.conversation_id, body.method, body.params, body.timeout)
+        return {"result": result}
+
+    async def _allowed(self, sid: str, client: _Client, action: Literal["stop", "resume", "call"]) -> None:
+        session = self._context.sessions.find(sid)
+        if session is None:
+            raise NotFound("this connection is not open (any more)")
+        await self._context.access.allowed(session.identity, client.conversation_id, action)
+
+
+def _rejected(problem: Problem) -> dict[str, Any]:
+    return {"status": "rejected"} | problem.members()
+
+
+def _parse(model: type[Body], payload: Any) -> Body:
+    if not isinstance(payload, dict):
+        raise InvalidRequest("the payload must be an object")
+    return model.model_validate(payload)
+
+
+def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): str(value)
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+
+
+def _hello(environ: Mapping[str, Any], auth: object) -> _Hello:
+    """What the client asks for: the auth object goes before the query string.
+
+    Raises:
+        InvalidRequest: a value of the wrong type, no conversation, or a token where logs would keep it.
+    """
+    if auth is None:
+        given: dict[str, Any] = {}
+    elif isinstance(auth, dict):
+        given = {key: value for key, value in cast("dict[str, Any]", auth).items() if value is not None}
+    else:
+        raise InvalidRequest("the auth payload must be an object")
+    query = {key: values[-1] for key, values in parse_qs(str(environ.get("QUERY_STRING", ""))).items()}
+    if "token" in query:
+        raise InvalidRequest("token belongs into the auth object: addresses end up in logs")
+    said: dict[str, Any] = {**query, **given}
+    for name in ("conversation_id", "user_id", "token"):
+        if not isinstance(said.get(name, ""), str):
+            raise InvalidRequest(f"{name} must be a string")
+    if not said.get("conversation_id"):
+        raise InvalidRequest("conversation_id is missing")
+    return _Hello(
+        said["conversation_id"], said.get("user_id"), said.get("token"), said.get("after"), _tail(said.get("tail"))
+    )
+
+
+def _tail(value: object) -> int | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 15:
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15:
+        return value
+    raise InvalidRequest("tail must be a number of entries")
