@@ -37,7 +37,8 @@ def audit(
     elif violations:
         print_table(violations, _COLUMNS, "")
     if not json:
-        verdict = f"{len(violations)} violations" if violations else "no violation"
+        plural = "" if len(violations) == 1 else "s"
+        verdict = f"{len(violations) or 'no'} violation{plural}"
         print(
             f"{verdict}; {report['checked']} checks on {report['conversations']} conversations "
             f"and {report['nodes']} nodes"

@@ -60,6 +60,7 @@ class NodeClient:
         # A proxy meant for the world knows nothing of this machine's loopback address.
         trust_env = not is_loopback(urlsplit(url).hostname or "")
         self.url = url
+        self._timeout = timeout
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=trust_env)
 
     def __enter__(self) -> Self:
@@ -77,9 +78,7 @@ class NodeClient:
         """
         return self.request("GET", path, parameters=parameters)
 
-    def request(
-        self, method: str, path: str, *, parameters: Parameters | None = None, body: object = None
-    ) -> Any:
+    def request(self, method: str, path: str, *, parameters: Parameters | None = None, body: object = None) -> Any:
         """Send a request and return the JSON of the answer (nothing for 204); raises as `get`."""
         with self._failures():
             response = self._http.request(
@@ -100,7 +99,7 @@ class NodeClient:
         self, path: str, *, parameters: Parameters | None = None, headers: Mapping[str, str], silence: float
     ) -> Generator[httpx.Response]:
         """Open a stream; `silence` is how many seconds may pass without data. Raises as `get`."""
-        timeout = httpx.Timeout(self._http.timeout, read=silence)
+        timeout = httpx.Timeout(self._timeout, read=silence)
         with (
             self._failures(),
             self._http.stream(

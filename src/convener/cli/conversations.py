@@ -27,18 +27,14 @@ _PAGE = 100
 
 def conversations(
     user: User = None,
-    node: Annotated[
-        str | None, typer.Option("--node", help="Only those that this node runs.", metavar="NODE")
-    ] = None,
+    node: Annotated[str | None, typer.Option("--node", help="Only those that this node runs.", metavar="NODE")] = None,
     status: Annotated[
         str | None,
         typer.Option("--status", help="Only those in this state: running, idle, ...", metavar="STATUS"),
     ] = None,
     mine: Annotated[
         bool,
-        typer.Option(
-            "--mine", help="All conversations of the token's user, hibernated and stopped ones too."
-        ),
+        typer.Option("--mine", help="All conversations of the token's user, hibernated and stopped ones too."),
     ] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Show at most this many.")] = 1000,
     url: Url = DEFAULT_URL,

@@ -60,9 +60,7 @@ def configure_logging(log_format: LogFormat, stream: TextIO | None = None) -> No
     else:
         # Plain tracebacks: rich ones draw boxes and print local variables, which hold messages and tokens.
         renderers = [
-            structlog.dev.ConsoleRenderer(
-                colors=use_colours(target), exception_formatter=structlog.dev.plain_traceback
-            )
+            structlog.dev.ConsoleRenderer(colors=use_colours(target), exception_formatter=structlog.dev.plain_traceback)
         ]
     handler = logging.StreamHandler(target)
     handler.setFormatter(

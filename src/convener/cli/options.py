@@ -35,9 +35,7 @@ def _check_ids(values: list[str] | None) -> list[str]:
 
 Url = Annotated[
     str,
-    typer.Option(
-        "--url", envvar="CONVENER_URL", callback=_check_url, help="Address of any node.", metavar="URL"
-    ),
+    typer.Option("--url", envvar="CONVENER_URL", callback=_check_url, help="Address of any node.", metavar="URL"),
 ]
 Token = Annotated[
     str | None,
@@ -49,13 +47,9 @@ Token = Annotated[
         metavar="TOKEN",
     ),
 ]
-Timeout = Annotated[
-    float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.", metavar="SECONDS")
-]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.", metavar="SECONDS")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Conversation = Annotated[
-    str, typer.Argument(help="Id of the conversation.", metavar="CID", callback=_check_id)
-]
+Conversation = Annotated[str, typer.Argument(help="Id of the conversation.", metavar="CID", callback=_check_id)]
 Conversations = Annotated[
     list[str] | None, typer.Argument(help="Ids of conversations.", metavar="[CID]...", callback=_check_ids)
 ]

@@ -74,6 +74,5 @@ def cell(value: object) -> str:
 def printable(text: str) -> str:
     """`text` on one line and without control characters: what users wrote must not steer the terminal."""
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )

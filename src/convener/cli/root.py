@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
 
 from convener.cli import actions, audit, conversations, nodes, send, serve, tail
 from convener.cli import up as up_command
+from convener.version import __version__
 
 
 @dataclass
@@ -30,10 +30,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            print(f"convener {version('convener')}")
-        except PackageNotFoundError:
-            print("convener (not installed, run from its source)")
+        print(f"convener {__version__}")
         raise typer.Exit
 
 

@@ -23,9 +23,7 @@ def send(
     cid: Conversation,
     text: Annotated[
         str | None,
-        typer.Argument(
-            help="The message; - reads it from standard input.", metavar="TEXT", show_default=False
-        ),
+        typer.Argument(help="The message; - reads it from standard input.", metavar="TEXT", show_default=False),
     ] = None,
     data: Annotated[
         str | None,

@@ -50,15 +50,11 @@ def serve(
     ] = None,
     node_name: Annotated[
         str | None,
-        typer.Option(
-            "--node-name", help="Name in the cluster. Default: host name and process id.", metavar="NAME"
-        ),
+        typer.Option("--node-name", help="Name in the cluster. Default: host name and process id.", metavar="NAME"),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            "--data", help="Where a standalone node keeps its log. Default: in memory.", metavar="DIR"
-        ),
+        typer.Option("--data", help="Where a standalone node keeps its log. Default: in memory.", metavar="DIR"),
     ] = None,
     log_format: Annotated[
         Literal["auto", "json", "console"] | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import sys
 from contextlib import closing
 from types import FrameType
@@ -13,6 +12,7 @@ import uvicorn
 
 from convener.cli.failures import CommandFailed
 from convener.cli.loading import Application, Message, Receive, Send
+from convener.cli.sockets import bind, reason, url_of
 from convener.errors import ConvenerError
 from convener.settings import Settings
 
@@ -57,49 +57,13 @@ def run_server(application: Application, settings: Settings) -> None:
             pass  # uvicorn's way to say that the start failed; why is known below
         except OSError as error:
             # Two nodes may bind one port at the same moment; only one of them then gets to listen.
-            raise CommandFailed(f"cannot listen on {address}: {_reason(error)}") from error
+            raise CommandFailed(f"cannot listen on {address}: {reason(error)}") from error
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
     if not server.started:
         raise watched.failure()
     log.info("stopped")
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address; uvicorn listens on it when the application has started.
-
-    Bound before that start: a node whose port is taken must not have joined the cluster first. Not listening
-    before it: a client or health check should be refused at once rather than hang.
-
-    Raises:
-        CommandFailed: says which address, and why not.
-    """
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise CommandFailed(f"cannot listen on {host}: {_reason(error)}") from error
-    family, kind, protocol, _, address = found[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        if sys.platform != "win32":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise CommandFailed(f"cannot listen on {host} port {port}: {_reason(error)}") from error
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    """``http://address:port`` of a listening socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text[:1].lower() + text[1:]
 
 
 def _has_uvloop() -> bool:

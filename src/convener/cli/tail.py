@@ -141,4 +141,4 @@ def _gist(kind: str, data: object) -> str:
         return printable(text)
     if kind == "open":
         return f"epoch begins on {cell(values.get('node'))} ({cell(values.get('reason'))})"
-    return cell(values)
+    return cell(values) if values else ""

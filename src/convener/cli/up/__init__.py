@@ -11,6 +11,7 @@ import typer
 
 from convener.cli.failures import CommandFailed
 from convener.cli.loading import DEFAULT_APPLICATION
+from convener.cli.sockets import bind
 from convener.settings import Settings
 
 _STATE = Path(".convener")
@@ -42,9 +43,7 @@ def up(
     Examples: `convener up`, `convener up main:app --reload`, `convener up --nodes 5 --port 9000`
     """
     if sys.platform == "win32":
-        raise CommandFailed(
-            "`convener up` needs Linux or macOS; start nodes with `convener serve --redis URL`"
-        )
+        raise CommandFailed("`convener up` needs Linux or macOS; start nodes with `convener serve --redis URL`")
     from convener.cli.up.cluster import Cluster, Plan
     from convener.cli.up.lock import DirectoryLock
     from convener.cli.up.valkey import EmbeddedValkey
@@ -57,6 +56,9 @@ def up(
     _STATE.mkdir(exist_ok=True)
     (_STATE / ".gitignore").write_text("*\n", encoding="utf-8")
     with DirectoryLock(_STATE / "up.lock") as lock:
+        for number in range(port, last + 1):
+            # A stranger on the port would also answer for a node that cannot start.
+            bind(settings.host, number).close()
         valkey = None
         store_url = settings.redis_url
         if store_url is None:

