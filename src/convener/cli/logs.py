@@ -53,12 +53,14 @@ def configure_logging(log_format: LogFormat, stream: TextIO | None = None) -> No
     )
     renderers: list[Processor]
     if log_format == "json":
+        # `dict_tracebacks` would print local variables, which hold messages and tokens.
+        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         renderers = [
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(frames),
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ]
     else:
-        # Plain tracebacks: rich ones draw boxes and print local variables, which hold messages and tokens.
+        # Plain tracebacks: rich ones draw boxes, and print local variables too.
         renderers = [
             structlog.dev.ConsoleRenderer(colors=use_colours(target), exception_formatter=structlog.dev.plain_traceback)
         ]
