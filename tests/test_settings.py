@@ -57,9 +57,7 @@ def test_frozen() -> None:
 # --- sources ----------------------------------------------------------------------------------------------
 
 
-def test_flags_beat_environment_beats_file_beats_defaults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "convener.toml").write_text('port = 1111\nnamespace = "file"\nlog_format = "json"\n')
     monkeypatch.setenv("CONVENER_PORT", "2222")
     monkeypatch.setenv("CONVENER_NAMESPACE", "environment")
@@ -139,9 +137,7 @@ def test_a_secret_file_that_cannot_be_read_names_the_variable(monkeypatch: pytes
         ("CONVENER_REDIS_CREDENTIALS", "unknown environment variable CONVENER_REDIS_CREDENTIALS"),
     ],
 )
-def test_an_unknown_variable_is_refused(
-    monkeypatch: pytest.MonkeyPatch, variable: str, expected: str
-) -> None:
+def test_an_unknown_variable_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, expected: str) -> None:
     monkeypatch.setenv(variable, "x")
     assert refusal().startswith(expected)
 
@@ -169,9 +165,7 @@ def test_kubernetes_service_links_are_ignored(monkeypatch: pytest.MonkeyPatch) -
     assert Settings().port == 8000
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("CONVENER_PORT", "9000"), ("CONVENER_HOST", "tcp://10.0.0.7:8000")]
-)
+@pytest.mark.parametrize(("name", "value"), [("CONVENER_PORT", "9000"), ("CONVENER_HOST", "tcp://10.0.0.7:8000")])
 def test_what_looks_like_a_setting_is_no_service_link(name: str, value: str) -> None:
     assert not is_service_link(name, value)
 
@@ -252,9 +246,7 @@ def test_every_wrong_field_is_named_at_once() -> None:
 
 def test_the_lease_must_outlive_four_renewals() -> None:
     assert Settings(lease_ttl=4.0, renew_interval=0.5).lease_ttl == 4.0
-    assert refusal(lease_ttl=3.9, renew_interval=0.5).startswith(
-        "lease_ttl: 3.9 s is too short for renew_interval"
-    )
+    assert refusal(lease_ttl=3.9, renew_interval=0.5).startswith("lease_ttl: 3.9 s is too short for renew_interval")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.com"])
@@ -285,9 +277,7 @@ def test_loopback(host: str, expected: bool) -> None:
 def test_the_algorithms_follow_the_kind_of_key() -> None:
     assert Settings(auth="jwt", jwt_secret=SECRET).accepted_algorithms == ("HS256",)
     assert Settings(auth="jwt", jwt_jwks_url="https://x/k").accepted_algorithms == ("RS256", "ES256")
-    assert Settings(auth="jwt", jwt_secret=SECRET, jwt_algorithms=("HS512",)).accepted_algorithms == (
-        "HS512",
-    )
+    assert Settings(auth="jwt", jwt_secret=SECRET, jwt_algorithms=("HS512",)).accepted_algorithms == ("HS512",)
 
 
 # --- secrets ----------------------------------------------------------------------------------------------
@@ -306,9 +296,7 @@ def test_secrets_are_in_no_representation() -> None:
     assert settings.safe_redis_url == "redis://store.example:6379/0"
 
 
-@pytest.mark.parametrize(
-    "values", [{"jwt_secret": "hidden"}, {"redis_url": "hidden"}, {"auth_tokens": "hidden"}]
-)
+@pytest.mark.parametrize("values", [{"jwt_secret": "hidden"}, {"redis_url": "hidden"}, {"auth_tokens": "hidden"}])
 def test_a_refused_secret_is_not_repeated(values: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with pytest.raises(ConfigurationError) as caught:
@@ -328,13 +316,6 @@ def test_replace_checks_again_and_reads_nothing_again(monkeypatch: pytest.Monkey
     assert settings.replace(namespace="other").jwt_secret == SECRET
     with pytest.raises(ConfigurationError, match="lease_ttl"):
         settings.replace(lease_ttl=1)
-
-
-def test_the_name_of_a_node_is_valid_and_the_processs_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "my_host.example")
-    monkeypatch.setattr("os.getpid", lambda: 42)
-    assert Settings().effective_node_name() == "my-host.example-42"
-    assert Settings(node_name="node-1").effective_node_name() == "node-1"
 
 
 def test_credentials_are_a_callable_from_python() -> None:

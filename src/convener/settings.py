@@ -7,9 +7,7 @@ environment variables, ``convener.toml`` in the working directory, the defaults 
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
@@ -43,11 +41,7 @@ Texts = tuple[str, ...]
 
 _REDIS_SCHEMES: Final = frozenset(
     {"unix", "valkey+unix"}
-    | {
-        f"{name}{kind}"
-        for name in ("redis", "rediss", "valkey", "valkeys")
-        for kind in ("", "+sentinel", "+cluster")
-    }
+    | {f"{name}{kind}" for name in ("redis", "rediss", "valkey", "valkeys") for kind in ("", "+sentinel", "+cluster")}
 )
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -269,13 +263,6 @@ class Settings(BaseSettings):
             return self.jwt_algorithms
         return ("HS256",) if self.jwt_secret is not None else ("RS256", "ES256")
 
-    def effective_node_name(self) -> str:
-        """`node_name`, or host name and process id; ask after a fork, not before."""
-        if self.node_name is not None:
-            return self.node_name
-        host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:48] or "node"
-        return f"{host}-{os.getpid()}"
-
     # --- validation -------------------------------------------------------------------------------
     @field_validator("cors_origins", "service_tokens", "jwt_algorithms", mode="before")
     @classmethod
@@ -335,9 +322,7 @@ class Settings(BaseSettings):
         for origin in value:
             parts = urlsplit(origin)
             is_origin = (
-                parts.scheme in ("http", "https")
-                and parts.netloc
-                and origin == f"{parts.scheme}://{parts.netloc}"
+                parts.scheme in ("http", "https") and parts.netloc and origin == f"{parts.scheme}://{parts.netloc}"
             )
             if origin != "*" and not is_origin:
                 raise ValueError(f"{origin!r} is no origin: write scheme://host[:port] without a path, or *")

@@ -93,8 +93,9 @@ def test_what_users_wrote_does_not_steer_the_terminal(capsys: pytest.CaptureFixt
     [
         ("input", {"user_id": "alice", "data": {"text": "hello"}}, "alice: hello"),
         ("input", {"user_id": "alice", "data": [1, 2]}, "alice: [1, 2]"),
+        ("input", {"user_id": "", "data": {"text": "hello"}}, "hello"),
         ("reply", {"text": "two\nlines"}, "two\\nlines"),
-        ("open", {"node": "node-1", "reason": "start"}, "epoch begins on node-1 (start)"),
+        ("open", {"node": "node-1~5ac1", "reason": "start"}, "epoch begins on node-1 (start)"),
         ("turn_done", {}, ""),
         ("mine", None, ""),
     ],

@@ -86,6 +86,7 @@ def test_a_cluster_from_its_start_to_ctrl_c(tmp_path: Path) -> None:
         for name in names:
             assert f"{name} | plain application ends" in log
         assert "Traceback" not in log
+        assert "overcommit" not in log
         assert password[1] not in log
     assert (tmp_path / ".convener/.gitignore").read_text() == "*\n"
     assert (tmp_path / ".convener/valkey/valkey.conf").stat().st_mode & 0o077 == 0

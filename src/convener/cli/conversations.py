@@ -17,7 +17,6 @@ _COLUMNS = {
     "busy": "BUSY",
     "node": "NODE",
     "epoch": "EPOCH",
-    "last_seq": "LAST SEQ",
     "connections": "CONNECTIONS",
     "updated_at": "LAST ACTIVITY",
 }

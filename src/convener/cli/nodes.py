@@ -11,11 +11,12 @@ _COLUMNS = {
     "state": "STATE",
     "conversations": "CONVERSATIONS",
     "connections": "CONNECTIONS",
-    "lag": "LAG",
+    "lag": "LAG (s)",
     "version": "VERSION",
     "protocol": "PROTOCOL",
     "address": "ADDRESS",
     "incarnation": "INCARNATION",
+    "last_renewal": "LAST RENEWAL",
 }
 
 

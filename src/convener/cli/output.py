@@ -60,7 +60,7 @@ def print_fields(values: Mapping[str, Any]) -> None:
 
 def cell(value: object) -> str:
     """One value in a table."""
-    if value is None:
+    if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal
 
 import typer
 
+from convener.app import Convener
 from convener.cli.loading import DEFAULT_APPLICATION, load_application
 from convener.cli.logs import configure_logging
 from convener.cli.server import run_server
@@ -22,13 +23,6 @@ _VARIABLES = {
     "data_dir": "CONVENER_DATA_DIR",
     "log_format": "CONVENER_LOG_FORMAT",
 }
-
-
-@runtime_checkable
-class _Configurable(Protocol):
-    """What `Convener` is to this command."""
-
-    def configure(self, settings: Settings) -> None: ...
 
 
 def serve(
@@ -78,12 +72,14 @@ def serve(
         "log_format": log_format,
     }
     given = {name: value for name, value in flags.items() if value is not None}
-    settings = Settings(**given)
-    configure_logging(settings.log_format)
     for name, value in given.items():
-        # A FastAPI application with a Convener inside sees the environment, and nothing else of this command.
+        # For what builds its settings itself: a Convener with settings of its own, or one inside FastAPI.
         os.environ[_VARIABLES[name]] = str(value)
     if redis is not None:
         os.environ.pop("CONVENER_REDIS_URL_FILE", None)
     application = load_application(app)
+    settings = application.settings.replace(**given) if isinstance(application, Convener) else Settings(**given)
+    if isinstance(application, Convener):
+        application.configure(settings)
+    configure_logging(settings.log_format)
     run_server(application, settings)

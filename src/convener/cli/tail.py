@@ -14,6 +14,7 @@ from convener.cli.client import NodeAnswered, NodeClient, NodeUnreachable
 from convener.cli.options import DEFAULT_URL, Conversation, Json, Timeout, Token, Url
 from convener.cli.output import cell, print_json, printable
 from convener.cli.sse import ServerSentEvent, parse_events
+from convener.ids import node_of
 
 # The node writes a comment line every 15 s; twice that without a byte means that the connection is dead.
 _SILENCE = 35.0
@@ -135,10 +136,12 @@ def _gist(kind: str, data: object) -> str:
         return "" if data is None else cell(data)
     values = cast("dict[str, Any]", data)
     if kind == "input":
-        return f"{cell(values.get('user_id'))}: {_gist('', values.get('data'))}"
+        said = _gist("", values.get("data"))
+        user = values.get("user_id")
+        return f"{cell(user)}: {said}" if user else said
     text = values.get("text")
     if isinstance(text, str):
         return printable(text)
     if kind == "open":
-        return f"epoch begins on {cell(values.get('node'))} ({cell(values.get('reason'))})"
+        return f"epoch begins on {node_of(str(values.get('node')))} ({cell(values.get('reason'))})"
     return cell(values) if values else ""

@@ -181,6 +181,8 @@ class Cluster:
             is_ready=valkey.answers,
             patience=_STORE_PATIENCE,
             descriptors=(self._plan.lock,),
+            # Advice for servers with much data; this one would give it at every start.
+            hidden=("vm.overcommit_memory",),
         )
 
     def _node_job(self, number: int, port: int) -> Job:

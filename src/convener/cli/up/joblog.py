@@ -39,14 +39,19 @@ class JobLog:
         self._stream.write(f"{label} {line}\n")
         self._stream.flush()
 
-    async def copy(self, name: str, source: asyncio.StreamReader) -> None:
-        """Write every line of `source` until its end."""
+    async def copy(self, name: str, source: asyncio.StreamReader, hidden: tuple[str, ...] = ()) -> None:
+        """Write every line of `source` until its end, but for those that contain one of `hidden`."""
         rest = b""
         while chunk := await source.read(_CHUNK):
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > _LONGEST_LINE:
                 lines, rest = [*lines, rest], b""
-            for line in lines:
-                self.write(name, line.rstrip(b"\r").decode("utf-8", "replace"))
+            self._write_all(name, lines, hidden)
         if rest:
-            self.write(name, rest.decode("utf-8", "replace"))
+            self._write_all(name, [rest], hidden)
+
+    def _write_all(self, name: str, lines: list[bytes], hidden: tuple[str, ...]) -> None:
+        for line in lines:
+            text = line.rstrip(b"\r").decode("utf-8", "replace")
+            if not any(word in text for word in hidden):
+                self.write(name, text)

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +38,7 @@ class Job:
         is_ready: whether it does its work by now.
         patience: seconds between the signal that asks it to end and the one that does not.
         descriptors: open files that it inherits.
+        hidden: words; a line of its output that contains one of them is left out of the log.
     """
 
     name: str
@@ -47,7 +48,8 @@ class Job:
     death_signal: int
     is_ready: Callable[[], Awaitable[bool]]
     patience: float
-    descriptors: tuple[int, ...] = field(default=())
+    descriptors: tuple[int, ...] = ()
+    hidden: tuple[str, ...] = ()
 
 
 class Keeper:
@@ -152,7 +154,7 @@ class Keeper:
         if self._stopping:
             self.kill()
         assert process.stdout is not None
-        copier = asyncio.create_task(self._log.copy(self.job.name, process.stdout))
+        copier = asyncio.create_task(self._log.copy(self.job.name, process.stdout, self.job.hidden))
         try:
             code = await process.wait()
             with suppress(TimeoutError):
