@@ -47,9 +47,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def read_environment(
-    environ: Mapping[str, str], fields: Iterable[str], secrets: Iterable[str]
-) -> dict[str, str]:
+def read_environment(environ: Mapping[str, str], fields: Iterable[str], secrets: Iterable[str]) -> dict[str, str]:
     """The settings in `environ`, by field name, as the strings that they are.
 
     Args:
@@ -76,9 +74,7 @@ def read_environment(
             continue
         if file_field is not None:
             if file_field in values:
-                raise ConfigurationError(
-                    f"{file_field}: set twice, by {PREFIX}{file_field.upper()} and {variable}"
-                )
+                raise ConfigurationError(f"{file_field}: set twice, by {PREFIX}{file_field.upper()} and {variable}")
             values[file_field] = _read_secret(variable, text)
         elif field is not None:
             values[field] = text
@@ -131,9 +127,7 @@ class _MappingSource(PydanticBaseSettingsSource):
 class EnvironmentSource(_MappingSource):
     """``CONVENER_*`` variables of this process."""
 
-    def __init__(
-        self, settings_cls: type[BaseSettings], fields: Iterable[str], secrets: Iterable[str]
-    ) -> None:
+    def __init__(self, settings_cls: type[BaseSettings], fields: Iterable[str], secrets: Iterable[str]) -> None:
         super().__init__(settings_cls)
         self._fields = tuple(fields)
         self._secrets = tuple(secrets)
