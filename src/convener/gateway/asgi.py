@@ -17,7 +17,7 @@ from convener.gateway.context import GatewayContext
 from convener.gateway.http import make_api
 from convener.gateway.operations import Operations
 from convener.gateway.packets import filter_frames
-from convener.gateway.problems import problem_of
+from convener.gateway.problems import UNREADABLE, problem_of
 from convener.gateway.sessions import INTERVAL, Sessions
 from convener.gateway.socketio import SocketGateway
 from convener.manager.base import ConversationManager
@@ -131,6 +131,8 @@ class Gateway:
             await self._route(scope, receive, noted)
         except Exception as error:
             problem = problem_of(error, path=scope["path"])
+            if problem.status in UNREADABLE:
+                self.context.metrics.malformed.labels(where="http").inc()
             if begun:
                 # The server must see a broken response, or the client would take it for a whole one.
                 raise

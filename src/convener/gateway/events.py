@@ -47,7 +47,7 @@ def parse_cursor(value: object, name: str) -> Cursor | None:
         return None
     cursor = parse(value)
     if cursor is None:
-        raise InvalidRequest(f"{name}: neither a cursor nor a sequence number")
+        raise InvalidRequest(f"{name}: neither a cursor nor a sequence number", code="invalid_cursor")
     return cursor
 
 

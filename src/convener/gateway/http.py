@@ -31,7 +31,7 @@ def make_api(context: GatewayContext) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
-    problems.install(app)
+    problems.install(app, context.metrics.malformed.labels(where="http").inc)
     app.include_router(conversations.router)
     app.include_router(events.router)
     app.include_router(operate.cluster)

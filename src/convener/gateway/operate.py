@@ -17,7 +17,7 @@ from convener.ids import check_id
 from convener.manager.ops import Readiness
 from convener.telemetry.metrics import CONTENT_TYPE
 
-health = APIRouter(tags=["health"])
+health = APIRouter(route_class=StrictRoute, tags=["health"])
 cluster = APIRouter(
     prefix="/api",
     route_class=StrictRoute,

@@ -7,7 +7,7 @@ Every error has a stable `code`; docs/reference/errors.md lists them all. An err
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -19,12 +19,14 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from convener.errors import ConvenerError, InvalidRequest, NotAuthenticated
+from convener.errors import ConvenerError, InvalidRequest, NotAuthenticated, PayloadTooLarge
 from convener.gateway.jsontext import dumps
 
 log = structlog.get_logger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
+UNREADABLE: Final = frozenset({InvalidRequest.http_status, PayloadTooLarge.http_status})
+"""Statuses of answers to what does not have the documented form."""
 _INTERNAL: Final = "internal error; the log of the node has the details"
 
 # Answers that routing gives before any of our code runs.
@@ -68,7 +70,7 @@ def problem_of(error: BaseException, **where: object) -> Problem:
     if isinstance(error, (RequestValidationError, ValidationError)):
         return _of_validation(error.errors())
     if isinstance(error, TimeoutError):
-        return Problem(503, "owner_unavailable", "no answer in time; nothing was lost", retry_after=1.0)
+        return Problem(503, "owner_unavailable", "no answer in time; ask again, under the same ids", 1.0)
     log.error("unexpected error", exc_info=error, **where)
     return Problem(500, "internal", _INTERNAL)
 
@@ -100,20 +102,25 @@ def _of_http_exception(error: HTTPException) -> Problem:
     return Problem(error.status_code, code, detail)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem document."""
+def install(app: FastAPI, on_malformed: Callable[[], None]) -> None:
+    """Answer every error of `app` with a problem document; `on_malformed` counts what could not be read."""
+
+    def answer(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+        if problem.status in UNREADABLE:
+            on_malformed()
+        return problem.response(headers)
 
     async def on_error(request: Request, error: Exception) -> Response:
-        return problem_of(error, path=request.url.path).response()
+        return answer(problem_of(error, path=request.url.path))
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         http = cast("HTTPException", error)
-        return _of_http_exception(http).response(http.headers)
+        return answer(_of_http_exception(http), http.headers)
 
     app.add_exception_handler(ConvenerError, on_error)
     app.add_exception_handler(RequestValidationError, on_error)
     app.add_exception_handler(HTTPException, on_http_exception)
-    # `Exception` itself is not handled here: Starlette would raise it again. `asgi.py` catches it outermost.
+    # `Exception` itself is left to `StrictRoute`: Starlette would answer it, and then raise it once more.
 
 
 def documented(*errors: type[ConvenerError]) -> dict[int | str, dict[str, Any]]:

@@ -31,7 +31,7 @@ from convener.gateway.access import bearer_token, not_found
 from convener.gateway.context import GatewayContext, origin_allowed
 from convener.gateway.events import parse_cursor
 from convener.gateway.packets import MALFORMED, StrictPacket
-from convener.gateway.problems import Problem, problem_of
+from convener.gateway.problems import UNREADABLE, Problem, problem_of
 from convener.gateway.sessions import Session
 from convener.ids import check_id
 from convener.settings import Settings
@@ -135,7 +135,7 @@ class SocketGateway:
                 await self._join(sid, environ, auth)
         except Exception as error:
             problem = problem_of(error, event="connect")
-            if problem.status == InvalidRequest.http_status:
+            if problem.status in UNREADABLE:
                 self.count_malformed()
             raise Refused(problem.detail, problem.members()) from None
         # The library queues the CONNECT packet after this handler, in the same task and without suspending, so
@@ -204,7 +204,7 @@ class SocketGateway:
             return await self._dispatch(event, sid, arguments)
         except Exception as error:
             problem = problem_of(error, event=event)
-            if problem.status in (400, 413) and event != "message":
+            if problem.status in UNREADABLE and event != "message":
                 self.count_malformed()
             return {"error": problem.members()} if event == "rpc" else _rejected(problem)
 

@@ -1,4 +1,4 @@
-"""Routes whose JSON bodies are read strictly (`jsontext`)."""
+"""Routes whose JSON bodies are read strictly (`jsontext`), and whose faults are answered."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
-from convener.errors import InvalidRequest
+from convener.errors import ConvenerError, InvalidRequest
 from convener.gateway.jsontext import parse
+from convener.gateway.problems import problem_of
 
 
 class _StrictRequest(Request):
@@ -42,6 +45,12 @@ class StrictRoute(APIRoute):
                 given = request.headers.get("content-type", "")
                 if not _is_json(given):
                     raise InvalidRequest(f"the body must be application/json, not {given or 'untyped'}")
-            return await handle(_StrictRequest(request.scope, request.receive))
+            try:
+                return await handle(_StrictRequest(request.scope, request.receive))
+            except (ConvenerError, HTTPException, RequestValidationError):
+                raise
+            except Exception as error:
+                # Handled here because Starlette answers in its own words and then raises it once more.
+                return problem_of(error, path=request.url.path).response()
 
         return strict
