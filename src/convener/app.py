@@ -20,15 +20,20 @@ import asyncio
 import inspect
 import os
 import secrets
+import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from types import FrameType, SimpleNamespace
+from typing import Any, TypeVar
 
 from convener.errors import ConfigurationError
-from convener.gateway.asgi import Gateway, GatewayHooks
+from convener.gateway.access import AuthorizeHook
+from convener.gateway.asgi import Gateway
+from convener.gateway.auth import AuthenticateHook
+from convener.gateway.socketio import make_server
 from convener.ids import check_id
 from convener.manager.clustered import ClusteredConversationManager
 from convener.manager.context import NodeOptions
@@ -50,7 +55,8 @@ LimitFunction = Callable[[str], int | Awaitable[int | None] | None]
 AgentT = TypeVar("AgentT", bound=AgentFunction)
 MethodT = TypeVar("MethodT", bound=Method)
 LimitT = TypeVar("LimitT", bound=LimitFunction)
-HookT = TypeVar("HookT", bound=Callable[..., Any])
+AuthenticateT = TypeVar("AuthenticateT", bound=AuthenticateHook)
+AuthorizeT = TypeVar("AuthorizeT", bound=AuthorizeHook)
 
 
 class _UserAgent:
@@ -91,8 +97,10 @@ class Convener:
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings
         self._agent = _UserAgent()
-        self._hooks = GatewayHooks()
+        self._authenticate: AuthenticateHook | None = None
+        self._authorize: AuthorizeHook | None = None
         self._gateway: Gateway | None = None
+        self._manager: StandaloneConversationManager | None = None
 
     # -- decorators ----------------------------------------------------------------------------------------------
 
@@ -128,15 +136,15 @@ class Convener:
         self._agent.limit_function = function
         return function
 
-    def authenticate(self, function: HookT) -> HookT:
+    def authenticate(self, function: AuthenticateT) -> AuthenticateT:
         """Who calls, for ``auth=hook``: ``async f(token, headers)`` returns an `Identity`, or None for a stranger."""
-        self._hooks.authenticate = function
+        self._authenticate = function
         return function
 
-    def authorize(self, function: HookT) -> HookT:
+    def authorize(self, function: AuthorizeT) -> AuthorizeT:
         """Who may do what: ``async f(identity, conversation_id, owner, action)`` returns True, False, or None to
         leave it to the default (everybody their own)."""
-        self._hooks.authorize = function
+        self._authorize = function
         return function
 
     # -- settings ------------------------------------------------------------------------------------------------
@@ -157,9 +165,9 @@ class Convener:
     @property
     def manager(self) -> StandaloneConversationManager:
         """The running conversation manager. Raises `ConfigurationError` before the application has started."""
-        if self._gateway is None:
+        if self._manager is None:
             raise ConfigurationError("the application has not started")
-        return cast(StandaloneConversationManager, self._gateway.manager)
+        return self._manager
 
     # -- ASGI ----------------------------------------------------------------------------------------------------
 
@@ -186,14 +194,24 @@ class Convener:
         if self._gateway is not None:
             raise ConfigurationError("the application runs already")
         settings = self.settings
-        metrics = Metrics()
-        gateway = Gateway(lambda sio: self._make_manager(settings, metrics, sio), settings, metrics, self._hooks)
-        self._gateway = gateway
+        metrics, sio = Metrics(), make_server(settings)
+        manager = self._make_manager(settings, metrics, sio)
+        gateway = Gateway(
+            manager,
+            manager,
+            settings,
+            metrics,
+            sio=sio,
+            authenticate=self._authenticate,
+            authorize=self._authorize,
+        )
+        self._gateway, self._manager = gateway, manager
         try:
             async with gateway.running():
-                yield
+                with _first_to_hear_of_the_end(gateway):
+                    yield
         finally:
-            self._gateway = None
+            self._gateway = self._manager = None
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -225,6 +243,42 @@ class Convener:
         if settings.redis_url is not None:
             return ClusteredConversationManager(store=store, **shared)
         return StandaloneConversationManager(store=store, **shared)
+
+
+@contextmanager
+def _first_to_hear_of_the_end(gateway: Gateway) -> Iterator[None]:
+    """Begin the shutdown when the signal comes, then hand the signal on to the server's own handler.
+
+    A server waits for open responses before it ends the lifespan, and an event stream has no end of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    ending: set[asyncio.Task[None]] = set()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def begin() -> None:
+        task = loop.create_task(gateway.begin_shutdown())
+        ending.add(task)
+        task.add_done_callback(ending.discard)
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(begin)
+        handler = previous[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    # Only where a server listens for the signal: without one, its default action must stay.
+    taken = [number for number, handler in previous.items() if callable(handler)]
+    for number in taken:
+        signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        for number in taken:
+            if signal.getsignal(number) is heard:
+                signal.signal(number, previous[number])
 
 
 def options_of(settings: Settings) -> NodeOptions:

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from convener import errors
-from convener.errors import CallTimeout, ConvenerError, OwnerUnavailable, RemoteError
+from convener.errors import CallTimeout, ConvenerError, LimitExceeded, OwnerUnavailable, RemoteError
 from convener.ids import new_id
 from convener.manager.context import NodeContext
 
@@ -29,7 +29,8 @@ Service = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
 
 class Envelope(msgspec.Struct, omit_defaults=True):
-    """A message of a node's channel. `t` is ``req``, ``rep`` or ``cancel``; `left` is seconds."""
+    """A message of a node's channel. `t` is ``req``, ``rep`` or ``cancel``; `left` is seconds; of an error, `kind`
+    is its class's code and `code` its own."""
 
     t: str
     id: str
@@ -37,6 +38,7 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     method: str = ""
     left: float = 0.0
     body: Any = None
+    kind: str = ""
     code: str = ""
     detail: str = ""
 
@@ -47,14 +49,13 @@ _encoder = msgspec.json.Encoder()
 _BY_CODE: Final[Mapping[str, type[ConvenerError]]] = {
     kind.code: kind
     for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, ConvenerError)
+    if isinstance(kind, type) and issubclass(kind, ConvenerError) and not issubclass(kind, LimitExceeded)
 }
 
 
-def error_of(code: str, detail: str) -> ConvenerError:
+def error_of(answer: Envelope) -> ConvenerError:
     """The error that an answer stands for."""
-    kind = _BY_CODE.get(code)
-    return RemoteError(detail, code=code) if kind is None else kind(detail)
+    return _BY_CODE.get(answer.kind, RemoteError)(answer.detail, code=answer.code)
 
 
 class Calls:
@@ -70,6 +71,11 @@ class Calls:
     def serve(self, method: str, service: Service) -> None:
         """Answer requests of `method` by `service(body)`."""
         self._services[method] = service
+
+    @property
+    def serving(self) -> int:
+        """Requests that are being worked on here."""
+        return len(self._served)
 
     async def open(self) -> None:
         """Listen on this incarnation's channel."""
@@ -148,7 +154,7 @@ class Calls:
         if future is None or future.done():
             return
         if envelope.code:
-            future.set_exception(error_of(envelope.code, envelope.detail))
+            future.set_exception(error_of(envelope))
         else:
             future.set_result(envelope.body)
 
@@ -166,8 +172,9 @@ class Calls:
         except TimeoutError:
             return
         except ConvenerError as error:
-            answer.code, answer.detail = error.wire_code, error.detail
+            answer.kind, answer.code, answer.detail = error.code, error.wire_code, error.detail
         except Exception as error:
             log.exception("a service failed", method=request.method)
-            answer.code, answer.detail = "remote_error", f"{type(error).__name__}: {error}"
+            answer.kind = answer.code = RemoteError.code
+            answer.detail = f"{type(error).__name__}: {error}"
         await self._publish(request.asker, answer)

@@ -200,6 +200,11 @@ class ClusteredConversationManager(StandaloneConversationManager):
                     await asyncio.sleep(0.5)
             self._recovery.walk(old)
 
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        """The thread that renews the lease; None before it was started."""
+        return self._heartbeat
+
     # -- the three methods that its own background tasks use ---------------------------------------------------------
 
     async def _redis_subscribe(self) -> None:

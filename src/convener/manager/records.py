@@ -45,6 +45,8 @@ class Records:
         self._told: set[str] = set()
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
+        # The others' views begin with what is read of them; this node knows itself from its version 0.
+        node.directory.replace(node.incarnation, 0, (), {})
 
     # -- changes ---------------------------------------------------------------------------------------------
 
@@ -102,6 +104,7 @@ class Records:
         self._joined = dict(self._clients)
         self._left.clear()
         self._told.clear()
+        self._node.directory.replace(self._node.incarnation, 0, (), {})
         self._changed.set()
 
     @property

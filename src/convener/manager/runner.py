@@ -536,9 +536,14 @@ class Runner:
         return False
 
     async def finish_turn(self, timeout: float) -> None:
-        """Wait until nothing is under way and everything is committed, at most `timeout` seconds."""
+        """Wait until nothing is under way and everything is committed, at most `timeout` seconds.
+
+        Messages that only wait do not count: whoever drains starts no more turns.
+        """
         deadline = boottime() + timeout
-        while (self._turn is not None or not self._appender.quiet) and self._end is None:
+        while self._end is None and (
+            self._turn is not None or self._reread or not self._loaded or not self._appender.quiet
+        ):
             if boottime() > deadline:
                 return
             await asyncio.sleep(0.02)

@@ -1,0 +1,60 @@
+"""Clusters inside the test process, over every kind of store."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import Any, cast
+
+import pytest
+
+from convener.testing.cluster import InProcessCluster, RecordingSink
+from tests.support.servers import FLAVOURS, Flavour, Server, binary
+
+MakeCluster = Callable[..., Any]
+
+
+@pytest.fixture(scope="session", params=["memory", *FLAVOURS])
+def store_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """Where the shared store is; None for one in memory."""
+    kind = str(request.param)
+    if kind == "memory":
+        yield None
+        return
+    if binary(cast("Flavour", kind)) is None:
+        pytest.skip(f"no {kind} server is installed on this machine")
+    with Server(cast("Flavour", kind)) as server:
+        yield server.url
+
+
+@pytest.fixture
+async def make_cluster(store_url: str | None) -> AsyncIterator[MakeCluster]:
+    """``await make_cluster(agent, nodes=3, …)``; what still runs at the end is ended, and the auditor finds nothing."""
+    async with AsyncExitStack() as stack:
+
+        async def make(agent: Any = None, **options: Any) -> InProcessCluster:
+            namespace = f"t{secrets.token_hex(4)}"
+            cluster = InProcessCluster(agent, url=store_url, namespace=namespace, **options)
+            await stack.enter_async_context(cluster)
+            stack.push_async_callback(audit, cluster)
+            return cluster
+
+        yield make
+
+
+async def audit(cluster: InProcessCluster) -> None:
+    """The auditor's word on whatever the test did."""
+    for manager in cluster:
+        report = await manager.audit()
+        assert report["violations"] == []
+        return
+
+
+async def join(cluster: InProcessCluster, node: int, cid: str, connection: str, **options: Any) -> RecordingSink:
+    """A client of `cid` on a node, live."""
+    sink = RecordingSink()
+    options.setdefault("user_id", "u")
+    await cluster[node].join_conversation(cid, connection, sink=sink, **options)
+    cluster[node].begin_replay(connection)
+    return sink
