@@ -84,14 +84,15 @@ class Server:
         self.socket_path = self.directory / "s"
         self._process: subprocess.Popen[bytes] | None = None
         secret = () if password is None else ("--requirepass", password)
-        self._command = (
-            program,
-            *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)),
+        self._program = program
+        self._options = (
+            *("--bind", "127.0.0.1", "--dir", str(self.directory)),
             *("--unixsocket", str(self.socket_path), "--enable-debug-command", "local"),
             *_PERSISTENCE[persistence],
             *secret,
             *(word for name, value in (options or {}).items() for word in (f"--{name}", value)),
         )
+        self._ran = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -132,19 +133,27 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers with all its data loaded."""
-        if self.running:
-            return
-        log = self.directory / "server.log"
-        with log.open("ab") as out:
-            self._process = subprocess.Popen(  # the program's path comes from `binary`
-                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
-        try:
-            wait_until_sync(self._answers, f"{self.flavour} answers on port {self.port}", retry_on=RedisError)
-        except BaseException as error:
-            self.kill()
-            error.add_note(log.read_text(errors="replace")[-2000:])
-            raise
+        while not self.running:
+            log = self.directory / "server.log"
+            with log.open("wb") as out:
+                self._process = subprocess.Popen(
+                    (self._program, "--port", str(self.port), *self._options),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            try:
+                wait_until_sync(self._answers, f"{self.flavour} answers on {self.port}", retry_on=RedisError)
+                self._ran = True
+            except BaseException as error:
+                self.kill()
+                said = log.read_text(errors="replace")[-2000:]
+                if self._ran or "in use" not in said:
+                    error.add_note(said)
+                    raise
+                # Somebody else took the port between finding it and binding it.
+                self.port = free_port()
 
     def _answers(self) -> bool:
         if not self.running:

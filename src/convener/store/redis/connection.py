@@ -169,8 +169,7 @@ class _Wire(Attached):
         held, self._held, self._replay = self._held, [], None
         self._broken.clear()
         self.reloads += 1
-        for load in self.load_scripts(calls[0].expires):
-            load.future.add_done_callback(_forget_error)
+        self.load_scripts(calls[0].expires)
         for call in calls:
             self.bytes_in_flight -= len(call.packed)
             call.send_text()
@@ -184,8 +183,9 @@ class _Wire(Attached):
         return [self.ask(expires, "SCRIPT", "LOAD", script.source) for script in SCRIPTS.values()]
 
     def ask(self, expires: float, *parts: Argument) -> _Call:
-        """A command of the connection's own."""
+        """A command of the connection's own; nobody need look at its outcome."""
         call = _Call(self._loop.create_future(), None, "", parts, expires)
+        call.future.add_done_callback(_forget_error)
         self._put(call)
         self.bytes_in_flight += len(call.packed)
         return call
@@ -261,7 +261,7 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._why = "the store is not open"
-        self._open = False
+        self._open = self._was_late = False
         self._connects = self._expired = self._reloads = 0
 
     async def open(self) -> None:
@@ -341,8 +341,6 @@ class Link:
             asked = [wire.ask(expires, "PING"), *wire.load_scripts(expires)]
             async with asyncio.timeout_at(expires):
                 await asyncio.wait([call.future for call in asked])
-            for call in asked:
-                _forget_error(call.future)
             asked[0].future.result()
         except AccessRefused as error:
             if "NOPERM" not in str(error):
@@ -398,14 +396,22 @@ class Link:
             pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
 
     def _watch(self) -> None:
-        """Look at the oldest commands, some twenty times per deadline: one timer, not one per command."""
-        now = self._loop.time()
-        if self._wire is not None and self._wire.oldest() <= now:
-            self._expired += 1
-            self._wire.why = f"the store did not answer within {self._deadline:g} s"
-            self._wire.abort()
+        """Look at the oldest commands, some twenty times per deadline: one timer, not one per command.
+
+        A command must be found late twice. After the event loop was blocked, this timer may run before the
+        replies are read that arrived in time.
+        """
+        now, pause = self._loop.time(), min(self._deadline / 20, 0.25)
+        wire, late = self._wire, False
+        if wire is not None and wire.oldest() <= now:
+            late = True
+            if self._was_late:
+                self._expired += 1
+                wire.why = f"the store did not answer within {self._deadline:g} s"
+                wire.abort()
+        self._was_late = late
         self._drop_waiting(now)
-        self._timer = self._loop.call_later(min(self._deadline / 20, 0.25), self._watch)
+        self._timer = self._loop.call_later(pause, self._watch)
 
     def _drop_waiting(self, now: float) -> None:
         while self._waiting and self._waiting[0].expires <= now:

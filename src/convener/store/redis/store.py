@@ -188,7 +188,7 @@ class RedisStore(RedisConversations, RedisSlots, RedisMembership, RedisNodes, Re
 
     async def _probe(self) -> Capabilities:
         shown = await self._info()
-        if shown.get("redis_mode") == "cluster":
+        if shown.get("cluster_enabled") == "1":
             raise ConfigurationError("redis_url: a Redis Cluster is not supported by this version")
         found = re.match(r"(\d+)\.(\d+)", shown.get("redis_version", ""))
         version = (int(found[1]), int(found[2])) if found else None

@@ -1,0 +1,148 @@
+"""A TCP proxy that misbehaves on demand: the network between a client and its server, in a test's hands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+_CHUNK = 65536
+
+
+class Passage:
+    """One connection through the proxy."""
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self.sent = bytearray()
+        """The first kilobytes that the client sent: tells what kind of connection it is."""
+        self.pieces = 0
+        """How many pieces the client's data came in."""
+        self.open = asyncio.Event()
+        self.open.set()
+        self._ends = (client, server)
+
+    @property
+    def subscribes(self) -> bool:
+        """Whether the client subscribed to anything."""
+        return b"SSUBSCRIBE" in self.sent
+
+    def to_client(self, data: bytes) -> None:
+        """Say something that the server did not say."""
+        self._ends[0].write(data)
+
+    def to_server(self, data: bytes) -> None:
+        """Say something that the client did not say."""
+        self._ends[1].write(data)
+
+    def cut(self) -> None:
+        """Reset both ends."""
+        for end in self._ends:
+            end.transport.abort()
+
+
+def _all(_: Passage) -> bool:
+    return True
+
+
+class Proxy:
+    """Forwards connections from `port` to a server.
+
+    `freeze` holds everything back, in both directions, while connections stay up: a half-open link. `cut` resets
+    connections. `delay` holds each piece back for some seconds. `accepting` False closes new connections at once.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._target = host, port
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.passages: list[Passage] = []
+        self.delay = 0.0
+        self.accepting = True
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def url(self) -> str:
+        """The proxied server's Redis URL."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def freeze(self, which: Callable[[Passage], bool] = _all) -> list[Passage]:
+        """Hold back what the chosen connections say; returns them."""
+        chosen = [passage for passage in self.passages if which(passage)]
+        for passage in chosen:
+            passage.open.clear()
+        return chosen
+
+    def thaw(self) -> None:
+        """Let everything through again, what was held back first."""
+        for passage in self.passages:
+            passage.open.set()
+
+    def cut(self, which: Callable[[Passage], bool] = _all) -> None:
+        """Reset the chosen connections."""
+        for passage in [p for p in self.passages if which(p)]:
+            passage.cut()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            if self.accepting:
+                with contextlib.suppress(OSError):
+                    await self._pass(reader, writer)
+        finally:
+            writer.transport.abort()
+            self._tasks.discard(task)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(*self._target)
+        passage = Passage(writer, server_writer)
+        self.passages.append(passage)
+        try:
+            pumps = [
+                asyncio.create_task(self._pump(passage, reader, server_writer, passage.sent)),
+                asyncio.create_task(self._pump(passage, server_reader, writer, None)),
+            ]
+            self._tasks.update(pumps)
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+                self._tasks.difference_update(pumps)
+        finally:
+            self.passages.remove(passage)
+            server_writer.transport.abort()
+
+    async def _pump(
+        self, passage: Passage, source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: bytearray | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(_CHUNK):
+                if kept is not None:
+                    passage.pieces += 1
+                    if len(kept) < _CHUNK:
+                        kept += data
+                await passage.open.wait()
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                sink.write(data)
+                await sink.drain()
