@@ -199,6 +199,7 @@ def test_the_file_is_refused_by_name(tmp_path: Path) -> None:
         ({"namespace": "a{b}"}, "namespace"),
         ({"redis_url": "localhost:6379"}, "redis_url (CONVENER_REDIS_URL): must look like redis://"),
         ({"redis_url": "http://localhost"}, "redis_url"),
+        ({"redis_url": "redis+sentinel://h1:26379,h2:26379/0/main"}, "redis_url"),
         ({"redis_url": "rediss://h", "redis_ca_file": "missing.pem"}, "redis_ca_file"),
         (
             {"redis_url": "redis://h", "redis_ca_file": "ca.pem"},

@@ -305,7 +305,17 @@ def make_store(settings: Settings) -> Store:
     if settings.redis_url is not None:
         from convener.store.redis import RedisStore
 
-        return RedisStore(settings.redis_url, namespace=settings.namespace)
+        files = {
+            "ssl_ca_certs": settings.redis_ca_file,
+            "ssl_certfile": settings.redis_cert_file,
+            "ssl_keyfile": settings.redis_key_file,
+        }
+        return RedisStore(
+            settings.redis_url,
+            namespace=settings.namespace,
+            credentials=settings.redis_credentials,
+            tls={option: str(path) for option, path in files.items() if path is not None},
+        )
     if settings.data_dir is not None:
         from convener.store.sqlite import SQLiteStore
 

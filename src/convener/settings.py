@@ -39,10 +39,7 @@ PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Texts = tuple[str, ...]
 
 
-_REDIS_SCHEMES: Final = frozenset(
-    {"unix", "valkey+unix"}
-    | {f"{name}{kind}" for name in ("redis", "rediss", "valkey", "valkeys") for kind in ("", "+sentinel", "+cluster")}
-)
+_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "valkey", "valkeys", "unix", "valkey+unix"})
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -88,8 +85,8 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         default=None,
         repr=False,
-        description="Redis or Valkey of the cluster: redis://, rediss://, unix://, redis+sentinel://, "
-        "redis+cluster:// and the rediss+ and valkey forms. Default: none, a standalone node.",
+        description="Redis or Valkey of the cluster: redis://, rediss:// (TLS), unix://, or the same with valkey. "
+        "Default: none, a standalone node.",
     )
     redis_credentials: RedisCredentials | None = Field(
         default=None,
@@ -312,7 +309,7 @@ class Settings(BaseSettings):
             scheme, separator, rest = value.partition("://")
             if not separator or scheme not in _REDIS_SCHEMES or not rest:
                 raise ValueError(
-                    "must look like redis://host:port/0, rediss://…, unix:///path, redis+sentinel://… or redis+cluster://…"
+                    "must look like redis://host:port/0, rediss://host:port/0, valkey://host:port/0 or unix:///path"
                 )
         return value
 
