@@ -1,0 +1,81 @@
+"""No guard is there for nothing: with any one of them cut out, a test of this directory fails.
+
+For each mutant the directed tests of its module run first, and then, if none of them has noticed, the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+from convener.core import admission, conversation, membership
+from tests.core import test_admission, test_conversation, test_membership
+from tests.core.mutants import Mutant, mutants
+from tests.core.test_ownership import Ownership
+
+WATCHED: dict[ModuleType, tuple[ModuleType, type[RuleBasedStateMachine] | None]] = {
+    conversation: (test_conversation, Ownership),
+    admission: (test_admission, None),
+    membership: (test_membership, None),
+}
+
+HARMLESS: dict[str, str] = {
+    "append: `request.cursor > meta.cursor` always True": "what is below the cursor was trimmed before",
+    "append: `request.cursor > meta.cursor` with the bound moved": "what is below the cursor was trimmed before",
+    "append: `done > meta.done` always True": "forgets sooner what is answered and beyond the window",
+    "append: `done > meta.done` with the bound moved": "forgets sooner what is answered and beyond the window",
+}
+"""Mutants that behave like the original, with the reason."""
+
+ALL = [mutant for module in WATCHED for mutant in mutants(module)]
+
+
+def directed(module: ModuleType) -> list[Callable[[], None]]:
+    return [f for name, f in vars(module).items() if name.startswith("test_")]
+
+
+def is_noticed(mutant: Mutant) -> bool:
+    tests, machine = WATCHED[mutant.module]
+    with mutant.alive():
+        for test in directed(tests):
+            try:
+                test()
+            except Exception:
+                return True
+        if machine is not None:
+            try:
+                run_state_machine_as_test(
+                    machine,
+                    settings=settings(
+                        max_examples=60,
+                        stateful_step_count=40,
+                        deadline=None,
+                        derandomize=True,
+                        database=None,
+                        phases=[Phase.generate],
+                        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+                    ),
+                )
+            except Exception:
+                return True
+    return False
+
+
+@pytest.mark.parametrize("module", WATCHED, ids=lambda m: m.__name__)
+def test_the_originals_pass(module: ModuleType) -> None:
+    for test in directed(WATCHED[module][0]):
+        test()
+
+
+def test_the_guards_are_cut_out_of_what_there_is() -> None:
+    assert len(ALL) > 150
+    assert set(HARMLESS) <= {mutant.label for mutant in ALL}
+
+
+@pytest.mark.parametrize("mutant", [m for m in ALL if m.label not in HARMLESS], ids=lambda m: m.label)
+def test_a_missing_guard_is_noticed(mutant: Mutant) -> None:
+    assert is_noticed(mutant)

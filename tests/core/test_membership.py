@@ -1,0 +1,206 @@
+"""Each rule of the membership. Plain functions without arguments: `test_guards` runs them again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from convener.core.membership import (
+    BURY_SLACK_MS,
+    PULSE_LIMIT_MS,
+    Member,
+    Membership,
+    RenewReply,
+    bury,
+    forget,
+    join,
+    leave,
+    reap,
+    renew,
+)
+
+TTL, RENEW = 10_000, 500
+T0 = 1_000_000
+STALE = 2 * RENEW + BURY_SLACK_MS + 1
+
+
+def member(at: int = T0) -> Member:
+    return Member(at + TTL, TTL, RENEW)
+
+
+def cluster(*names: str, now: int = T0) -> Membership:
+    state = Membership()
+    for name in names:
+        reply, state = join(state, name, Member(0, TTL, RENEW), now)
+        assert reply.outcome == "OK"
+    return state
+
+
+def beating(state: Membership, *names: str, now: int, step: int = 500) -> Membership:
+    """Let `names` renew every `step` ms up to `now`: the pulse stays young."""
+    at = state.pulse
+    while at < now:
+        at = min(at + step, now)
+        for name in names:
+            _, state = renew(state, name, None, at)
+    return state
+
+
+def test_join_makes_a_member() -> None:
+    reply, state = join(Membership(), "a~1", Member(0, TTL, RENEW, "{}"), T0)
+    assert reply == RenewReply("OK", 1)
+    assert state == Membership({"a~1": Member(T0 + TTL, TTL, RENEW, "{}")}, {}, 1, T0, 0)
+
+
+def test_every_change_of_who_belongs_has_a_version_of_its_own() -> None:
+    state = cluster("a~1", "b~1")
+    assert state.version == 2
+    state = leave(state, "b~1", T0)
+    assert state.version == 3
+    _, state = renew(state, "a~1", None, T0)
+    assert state.version == 3
+
+
+def test_renew_extends_the_lease_and_the_pulse() -> None:
+    state = cluster("a~1")
+    reply, state = renew(state, "a~1", '{"load":1}', T0 + 500)
+    assert reply == RenewReply("OK", 1)
+    assert state.members["a~1"] == Member(T0 + 500 + TTL, TTL, RENEW, '{"load":1}')
+    assert state.pulse == T0 + 500
+    _, state = renew(state, "a~1", None, T0 + 600)
+    assert state.members["a~1"].info == '{"load":1}'
+
+
+def test_renew_never_makes_a_member() -> None:
+    state = cluster("a~1")
+    assert renew(state, "b~1", None, T0) == (RenewReply("DEAD", 1), state)
+
+
+def test_a_lapsed_lease_that_nobody_buried_may_be_renewed() -> None:
+    state = cluster("a~1")
+    reply, state = renew(state, "a~1", None, T0 + 5 * TTL)
+    assert reply.outcome == "OK"
+    assert state.members["a~1"].deadline == T0 + 6 * TTL
+
+
+def test_the_buried_stay_buried() -> None:
+    state = leave(cluster("a~1"), "a~1", T0 + 1)
+    assert (dict(state.members), dict(state.dead)) == ({}, {"a~1": T0 + 1})
+    assert renew(state, "a~1", None, T0 + 2) == (RenewReply("DEAD", 2), state)
+    assert join(state, "a~1", Member(0, TTL, RENEW), T0 + 2) == (RenewReply("DEAD", 2), state)
+    assert leave(state, "a~1", T0 + 2) == state
+
+
+def test_reap_buries_exactly_those_whose_lease_has_passed() -> None:
+    now = T0 + TTL
+    state = beating(cluster("a~1", "b~1", "c~1"), "a~1", now=now - 1)
+    assert reap(state, TTL, now - 1) == ((), state)
+    state = beating(state, "a~1", now=now)
+    names, after = reap(state, TTL, now)
+    assert names == ("b~1", "c~1")
+    assert dict(after.dead) == {"b~1": now, "c~1": now}
+    assert list(after.members) == ["a~1"]
+    assert after.version == state.version + 1
+
+
+def test_reap_of_nobody_changes_nothing() -> None:
+    state = cluster("a~1")
+    assert reap(state, TTL, T0 + 1) == ((), state)
+
+
+def test_an_old_pulse_gives_everybody_grace() -> None:
+    """The store was away: silence proves nothing."""
+    state = cluster("a~1", "b~1")
+    now = T0 + TTL + 1
+    names, state = reap(state, TTL, now)
+    assert (names, state.grace) == ((), now + TTL)
+    # The healthy come back, the dead do not, and are buried when the grace is over.
+    state = beating(replace(state, pulse=now), "a~1", now=now + TTL - 1)
+    assert reap(state, TTL, now + TTL - 1)[0] == ()
+    state = beating(state, "a~1", now=now + TTL)
+    assert reap(state, TTL, now + TTL)[0] == ("b~1",)
+
+
+def test_a_pulse_of_exactly_the_limit_is_young() -> None:
+    state = cluster("a~1")
+    assert reap(state, TTL, T0 + PULSE_LIMIT_MS)[1].grace == 0
+    now = T0 + PULSE_LIMIT_MS + 1
+    assert reap(state, TTL, now)[1].grace == now + TTL
+
+
+def test_the_first_pulse_ever_is_not_an_old_one() -> None:
+    assert cluster("a~1").grace == 0
+    assert reap(Membership(), TTL, T0) == ((), Membership())
+
+
+def test_whoever_comes_first_after_an_outage_notices() -> None:
+    state = cluster("a~1", "b~1")
+    now = T0 + 60_000
+    assert renew(state, "a~1", None, now)[1].grace == now + TTL
+    assert join(state, "c~1", Member(0, TTL, RENEW), now)[1].grace == now + TTL
+    assert bury(state, "a~1", 0, TTL, now)[1].grace == now + TTL
+    assert reap(state, TTL, now)[1].grace == now + TTL
+
+
+def test_grace_is_never_shortened() -> None:
+    state = replace(cluster("a~1"), grace=T0 + 90_000)
+    assert reap(state, TTL, T0 + 5_000)[1].grace == T0 + 90_000
+
+
+def test_bury_a_silent_member() -> None:
+    state = beating(cluster("a~1", "b~1"), "a~1", now=T0 + STALE)
+    outcome, after = bury(state, "b~1", 0, TTL, T0 + STALE)
+    assert outcome == "OK"
+    assert dict(after.dead) == {"b~1": T0 + STALE}
+    assert list(after.members) == ["a~1"]
+    assert after.version == state.version + 1
+
+
+def test_bury_waits_for_two_intervals_and_the_slack() -> None:
+    state = beating(cluster("a~1", "b~1"), "a~1", now=T0 + STALE - 1)
+    assert bury(state, "b~1", 0, TTL, T0 + STALE - 1) == ("FRESH", state)
+
+
+def test_bury_goes_by_the_interval_of_the_buried() -> None:
+    _, state = join(cluster("a~1"), "slow~1", Member(0, 60_000, 5_000), T0)
+    state = beating(state, "a~1", now=T0 + 10_250)
+    assert bury(state, "slow~1", 0, TTL, T0 + 10_250)[0] == "FRESH"
+    state = beating(state, "a~1", now=T0 + 10_251)
+    assert bury(state, "slow~1", 0, TTL, T0 + 10_251)[0] == "OK"
+
+
+def test_bury_spares_who_holds_its_channel() -> None:
+    state = beating(cluster("a~1", "b~1"), "a~1", now=T0 + STALE)
+    assert bury(state, "b~1", 1, TTL, T0 + STALE) == ("ALIVE", state)
+
+
+def test_bury_spares_everybody_in_a_grace_period() -> None:
+    state = beating(cluster("a~1", "b~1"), "a~1", now=T0 + STALE)
+    state = replace(state, grace=T0 + STALE + 1)
+    assert bury(state, "b~1", 0, TTL, T0 + STALE) == ("GRACE", state)
+    assert bury(replace(state, grace=T0 + STALE), "b~1", 0, TTL, T0 + STALE)[0] == "OK"
+
+
+def test_bury_of_the_buried() -> None:
+    state = cluster("a~1")
+    assert bury(state, "b~1", 0, TTL, T0) == ("GONE", state)
+
+
+def test_bury_stops_when_many_are_silent() -> None:
+    """More than one, and more than a third: that looks like the store or the network, not like dead nodes."""
+    for size, silent, outcome in ((2, 1, "OK"), (5, 1, "OK"), (5, 2, "MANY"), (6, 2, "OK"), (6, 3, "MANY")):
+        names = [f"n{i}~1" for i in range(size)]
+        state = beating(cluster(*names), *names[silent:], now=T0 + STALE)
+        assert bury(state, names[0], 0, TTL, T0 + STALE)[0] == outcome, (size, silent)
+
+
+def test_leave_of_a_stranger_changes_nothing() -> None:
+    state = cluster("a~1")
+    assert leave(state, "b~1", T0) == state
+
+
+def test_forget_a_burial_when_it_is_old_enough() -> None:
+    state = leave(cluster("a~1", "b~1"), "a~1", T0)
+    state = leave(state, "b~1", T0 + 5)
+    assert forget(state, "a~1", 100, T0 + 99) == state
+    assert dict(forget(state, "a~1", 100, T0 + 100).dead) == {"b~1": T0 + 5}
+    assert forget(state, "x~1", 0, T0 + 100) == state
