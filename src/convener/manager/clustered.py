@@ -21,7 +21,7 @@ from convener.core.lease import LeaseTerms
 from convener.errors import ConfigurationError, ConvenerError, NotFound, OwnerUnavailable, StoreUnavailable
 from convener.ids import new_incarnation
 from convener.manager.calls import Calls
-from convener.manager.clock import wall_ms
+from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeOptions
 from convener.manager.heartbeat import Heartbeat
 from convener.manager.lease import Lease
@@ -33,6 +33,7 @@ from convener.store.base import Store
 
 log = structlog.get_logger(__name__)
 
+TICK_S: Final = 0.1
 HIBERNATE_TIMEOUT_S: Final = 2.0
 START_TIMEOUT_S: Final = 15.0
 STOP_NOTICE_S: Final = 2.0
@@ -94,6 +95,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         engine.admission.poke = self._poke
         engine.hibernate_elsewhere = self._ask_to_hibernate
         self._watch_health()
+        keep("event loop tick", self._tick)
         await self._live()
         keep("state listener", self._redis_subscribe)
         async with asyncio.timeout(node.options.start_timeout):
@@ -119,7 +121,6 @@ class ClusteredConversationManager(StandaloneConversationManager):
             node, node.store.heartbeat_link, self._members.info, self._on_version, self._rebirth.set
         )
         self._heartbeat = heartbeat
-        node.supervisor.keep("event loop tick", heartbeat.tick)
         heartbeat.start()
         await node.lease.wait_valid(node.options.start_timeout)
         await self._members.refresh()
@@ -142,6 +143,17 @@ class ClusteredConversationManager(StandaloneConversationManager):
         if self._heartbeat is not None:
             await self._heartbeat.stop()
         await self._calls.close()
+
+    async def _tick(self) -> None:
+        """Show the heartbeat's thread that the event loop runs, and measure how late it does."""
+        metrics = self.engine.node.metrics
+        while True:
+            due = boottime() + TICK_S
+            await asyncio.sleep(TICK_S)
+            metrics.event_loop_lag.set(max(boottime() - due, 0.0))
+            metrics.lease_margin.set(max(self.engine.node.lease.margin(), 0.0))
+            if self._heartbeat is not None:
+                self._heartbeat.tick()
 
     def _on_version(self, version: int) -> None:
         if version != self._members.state.version:

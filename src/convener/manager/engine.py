@@ -359,11 +359,14 @@ class Engine:
 
     async def suspend(self) -> None:
         """The lease is not good: nothing of the agents runs until it is (I7)."""
+        for runner in self.runners.values():
+            runner.view.set_override("recovering")
         await asyncio.gather(*(r.suspend() for r in list(self.runners.values())))
 
     async def resume(self) -> None:
         """The lease is good again and this node was not buried: nothing has moved."""
         for runner in list(self.runners.values()):
+            runner.view.set_override(None)
             runner.resume()
 
     async def drain(self, timeout: float) -> None:

@@ -21,7 +21,6 @@ from convener.store.base import HeartbeatLink
 
 log = structlog.get_logger(__name__)
 
-TICK_S: Final = 0.1
 DEAF_S: Final = 8.0
 JOIN_S: Final = 5.0
 
@@ -40,16 +39,17 @@ class Heartbeat:
         self._node = node
         self._incarnation = node.incarnation
         self._lease = node.lease
-        self._make_link = make_link
+        self.make_link = make_link
         self._info = info
         self._told_info: str | None = None
         self._on_version = on_version
         self._on_dead = on_dead
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
-        self._tick = boottime()
+        self.last_tick = boottime()
         self._version = -1
         self._link: HeartbeatLink | None = None
+        self._renew_link = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"heartbeat {node.options.name}", daemon=True)
 
     def start(self) -> None:
@@ -61,14 +61,13 @@ class Heartbeat:
         self._stop.set()
         await asyncio.to_thread(self._thread.join, JOIN_S)
 
-    async def tick(self) -> None:
-        """Show the thread that the event loop runs; also measures how late it does."""
-        while True:
-            due = boottime() + TICK_S
-            await asyncio.sleep(TICK_S)
-            self._tick = boottime()
-            self._node.metrics.event_loop_lag.set(max(self._tick - due, 0.0))
-            self._node.metrics.lease_margin.set(max(self._lease.margin(), 0.0))
+    def refresh_link(self) -> None:
+        """Make the connections anew at the next renewal: credentials or addresses have changed."""
+        self._renew_link.set()
+
+    def tick(self) -> None:
+        """Show the thread that the event loop runs."""
+        self.last_tick = boottime()
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -78,9 +77,12 @@ class Heartbeat:
         while not self._stop.wait(max(due - boottime(), 0.0)):
             # From now, not from the last due time: after a pause there is nothing to catch up with.
             due = boottime() + interval
-            if not self._may_renew():
+            if not self.may_renew():
                 continue
             try:
+                if self._renew_link.is_set():
+                    self._renew_link.clear()
+                    self._drop_link()
                 if not self._beat():
                     break
             except ConvenerError as error:
@@ -93,8 +95,9 @@ class Heartbeat:
                 self._drop_link()
         self._drop_link()
 
-    def _may_renew(self) -> bool:
-        lag = boottime() - self._tick
+    def may_renew(self) -> bool:
+        """Whether the event loop runs and the subscriber hears."""
+        lag = boottime() - self.last_tick
         if lag > self._node.options.loop_lag_limit:
             log.warning("no renewal: the event loop is stuck", seconds=round(lag, 2))
             return False
@@ -107,7 +110,7 @@ class Heartbeat:
     def _beat(self) -> bool:
         """One renewal. False if this incarnation is buried."""
         if self._link is None:
-            self._link = self._make_link()
+            self._link = self.make_link()
             self._link.hold_live(self._incarnation)
         info = self._info()
         sent = boottime()
