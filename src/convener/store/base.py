@@ -96,6 +96,10 @@ class ConversationStore(Protocol):
         """Positions under which these message ids are remembered."""
         ...
 
+    async def all_seen(self, cid: str) -> Mapping[str, int]:
+        """All remembered message ids with their positions, for the auditor."""
+        ...
+
     async def state(self, cid: str) -> bytes | None:
         """The agent's durable state."""
         ...

@@ -223,6 +223,9 @@ class LocalConversations(_Part):
     async def seen(self, cid: str, message_ids: Sequence[str]) -> Sequence[int | None]:
         return await self._run(lambda t: [t.seen(cid, message_id) for message_id in message_ids])
 
+    async def all_seen(self, cid: str) -> Mapping[str, int]:
+        return await self._run(lambda t: t.all_seen(cid))
+
     async def state(self, cid: str) -> bytes | None:
         return await self._run(lambda t: t.state(cid))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from convener.core.cursor import Cursor
@@ -215,6 +215,12 @@ class RedisConversations(Part):
         chunks = [message_ids[i : i + CHUNK] for i in range(0, len(message_ids), CHUNK)]
         found = await asyncio.gather(*(self.topology.execute(key, "ZMSCORE", key, *ids) for ids in chunks))
         return [None if score is None else int(float(score)) for scores in found for score in scores]
+
+    async def all_seen(self, cid: str) -> Mapping[str, int]:
+        """All remembered message ids."""
+        key = self.keys.seen(cid)
+        flat = await self.topology.execute(key, "ZRANGE", key, 0, -1, "WITHSCORES")
+        return {name.decode(): int(float(score)) for name, score in zip(flat[::2], flat[1::2], strict=True)}
 
     async def state(self, cid: str) -> bytes | None:
         """The agent's durable state."""
