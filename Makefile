@@ -8,7 +8,7 @@ ARGS ?=
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help up test check format coverage lock bench chaos docs clean
+.PHONY: help up test check lint types layers sizes coverage format lock bench chaos docs clean
 
 help:
 	@echo "make up      run a three-node cluster with the demo agent on 127.0.0.1:8000, 8001, 8002 (Ctrl-C ends it)"
@@ -31,18 +31,27 @@ test: $(VENV)/.dev-installed tests/js/node_modules/.installed
 
 # --- what a contributor runs ------------------------------------------------------------------------------------------
 
-check: $(VENV)/.dev-installed
-	@scripts/ensure-test-tools
+check: lint types layers sizes coverage
+
+lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Runs on Node.js: that of the system, else one that it fetches.
+types: $(VENV)/.dev-installed
+	@scripts/ensure-test-tools
 	$(BIN)/pyright
+
+layers: $(VENV)/.dev-installed
 	$(BIN)/lint-imports
+
+sizes: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -q tests/test_sizes.py
-	@$(MAKE) --no-print-directory coverage
 
 # The core is pure, so its own tests can reach every branch of it, and must.
 coverage: $(VENV)/.dev-installed
-	$(BIN)/python -m pytest -q tests/core --cov=convener.core --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+	$(BIN)/python -m pytest -q tests/core --cov=convener.core --cov-branch \
+		--cov-report=term-missing:skip-covered --cov-fail-under=100
 
 format: $(VENV)/.dev-installed
 	$(BIN)/ruff check --fix .
