@@ -11,6 +11,7 @@ from convener.errors import InvalidRequest
 # One alphabet for every id that a caller may choose. It holds no character with a meaning in a key ({}), a slot
 # (|), a JSON string (" and \) or a URL path (/), so ids are embedded without escaping in all four.
 _ID: Final = re.compile(r"[A-Za-z0-9._~:@-]{1,128}\Z")
+_PLAIN: Final = str.maketrans("_-", "..")
 _NODE: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}\Z")
 
 
@@ -36,8 +37,8 @@ def is_node_name(value: str) -> bool:
 
 
 def new_id() -> str:
-    """A fresh id of 128 random bits, 22 characters."""
-    return secrets.token_urlsafe(16).replace("_", ".")
+    """A fresh id of 127 random bits, 22 characters; without ``-``, which a command line takes for an option."""
+    return secrets.token_urlsafe(16).translate(_PLAIN)
 
 
 def new_nonce() -> str:

@@ -10,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 from convener.cli import root, run
+from convener.ids import is_id, new_id
 from convener.version import __version__
 from tests.support.processes import free_port
 
@@ -133,6 +134,17 @@ def test_the_url_comes_from_the_environment(convener: Runner, monkeypatch: pytes
     code, _, errors = convener("nodes")
     assert code == 1
     assert f"cannot reach a node at {url}:" in errors
+
+
+def test_a_fresh_id_is_never_taken_for_an_option() -> None:
+    assert not [found for found in (new_id() for _ in range(2000)) if "-" in found or not is_id(found)]
+
+
+def test_an_id_that_looks_like_an_option_can_be_written(convener: Runner) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    code, _, errors = convener("show", "--url", url, "--", "-c1")
+    assert code == 1
+    assert "cannot reach" in errors
 
 
 def test_an_unexpected_error_is_one_line_unless_the_traceback_is_asked_for(
