@@ -244,7 +244,7 @@ class Bus(Protocol):
         ...
 
     def heard(self) -> float:
-        """Seconds on the boot-time clock when a publication or a probe last arrived on *every* subscriber connection."""
+        """Boot-time clock, in seconds, when a publication or a probe last arrived on *every* subscriber connection."""
         ...
 
 

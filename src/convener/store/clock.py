@@ -22,9 +22,7 @@ class WallClock:
     anybody), one that was set back is not.
     """
 
-    def __init__(
-        self, wall_ns: Callable[[], int] = time.time_ns, boot_ns: Callable[[], int] = boottime_ns
-    ) -> None:
+    def __init__(self, wall_ns: Callable[[], int] = time.time_ns, boot_ns: Callable[[], int] = boottime_ns) -> None:
         self._wall_ns = wall_ns
         self._boot_ns = boot_ns
         self._offset = wall_ns() - boot_ns()

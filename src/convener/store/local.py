@@ -7,415 +7,22 @@ connection to the bus of its own.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Self, TypeVar
+from collections.abc import Callable
+from typing import Self
 
-from convener.core import admission, conversation, membership
-from convener.core.admission import ReserveReply, Slot, Waiting
-from convener.core.cursor import Cursor
-from convener.core.directory import Record
-from convener.core.membership import BuryOutcome, Member, Membership, RenewReply
-from convener.core.model import (
-    AddInbox,
-    AddLog,
-    AppendReply,
-    AppendRequest,
-    ClaimReply,
-    ClaimRequest,
-    Conversation,
-    Created,
-    DisownOutcome,
-    DropInbox,
-    Effect,
-    Erase,
-    EraseOutcome,
-    InboxEntry,
-    Meta,
-    NewMessage,
-    Page,
-    Publish,
-    ReleaseOutcome,
-    ResolveReply,
-    ResumeOutcome,
-    SendReply,
-    SetMeta,
-    SetState,
-    StopReply,
-    TrimInbox,
-    TrimSeen,
-    UnsendOutcome,
-)
-from convener.core.view import START
+from convener.core.membership import RenewReply
 from convener.errors import StoreUnavailable
 from convener.store.base import StoreInfo
+from convener.store.local_parts import (
+    LocalConversations,
+    LocalIndex,
+    LocalMembership,
+    LocalNodes,
+    LocalSlots,
+    renew,
+)
 from convener.store.localbus import LocalBus
-from convener.store.tables import Engine, Step, Tables
-
-T = TypeVar("T")
-
-SHARDS = 64
-"""Parts of the list of all conversations."""
-
-
-def shard_of(cid: str) -> int:
-    """The part of the list of all that holds `cid`."""
-    return zlib.crc32(cid.encode()) % SHARDS
-
-
-def channel_name(kind: str, ident: str = "") -> str:
-    """Name of a channel on a local bus."""
-    return f"{kind}:{ident}" if ident else kind
-
-
-def _apply(t: Tables, cid: str, result: tuple[T, tuple[Effect, ...]]) -> T:
-    """Write what a transition decided; the reply."""
-    reply, effects = result
-    for effect in effects:
-        match effect:
-            case SetMeta(meta):
-                t.set_meta(cid, meta)
-            case AddLog(entries):
-                t.add_log(cid, entries)
-            case AddInbox(entry):
-                t.add_inbox(cid, entry)
-                if entry.kind == "message":
-                    t.remember(cid, entry.message_id, entry.position)
-            case DropInbox(position, message_id):
-                t.drop_inbox(cid, position)
-                t.forget_id(cid, message_id)
-            case TrimInbox(position):
-                t.trim_inbox(cid, position)
-            case TrimSeen(position):
-                t.trim_seen(cid, position)
-            case SetState(state):
-                t.set_state(cid, state)
-            case Erase():
-                t.erase(cid)
-            case Publish(message):
-                t.publish(channel_name("c", cid), message)
-    return reply
-
-
-def _page(t: Tables, cid: str, after: Cursor, limit: int) -> Page | None:
-    meta = t.meta(cid)
-    if meta is None:
-        return None
-    place, resync = after.place, False
-    if after.is_exact:
-        known = place == START or t.epoch_at(cid, place.seq) == place.epoch
-        resync = after.generation != meta.generation or not known
-    entries = t.log(cid, 0 if resync else place.seq, max(limit, 0))
-    return Page(meta.generation, t.tip(cid), entries, resync)
-
-
-class _Part:
-    """What the parts of a store share: the engine, and whether this store is open."""
-
-    _engine: Engine
-    _open: bool
-
-    async def _run(self, step: Step[T]) -> T:
-        if not self._open:
-            raise StoreUnavailable("the store is not open")
-        return await self._engine.run(step)
-
-
-class LocalConversations(_Part):
-    """`ConversationStore`."""
-
-    async def create(self, cid: str, user: str, metadata: str, generation: str) -> Created:
-        def step(t: Tables) -> Created:
-            state = Conversation(t.meta(cid))
-            return _apply(t, cid, conversation.create(state, user, metadata, generation, t.now))
-
-        return await self._run(step)
-
-    async def send(
-        self, cid: str, message: NewMessage, *, max_pending: int, reject_busy: bool = False
-    ) -> SendReply:
-        def step(t: Tables) -> SendReply:
-            state = Conversation(t.meta(cid), seen=t.seen(cid, message.message_id))
-            return _apply(t, cid, conversation.send(state, message, max_pending, reject_busy, t.now))
-
-        return await self._run(step)
-
-    async def unsend(self, cid: str, message_id: str, position: int) -> UnsendOutcome:
-        def step(t: Tables) -> UnsendOutcome:
-            state = Conversation(t.meta(cid), inbox=t.inbox(cid), seen=t.seen(cid, message_id))
-            return _apply(t, cid, conversation.unsend(state, message_id, position))
-
-        return await self._run(step)
-
-    async def claim(self, cid: str, request: ClaimRequest) -> ClaimReply:
-        def step(t: Tables) -> ClaimReply:
-            state = Conversation(t.meta(cid), t.tip(cid), t.inbox(cid))
-            return _apply(t, cid, conversation.claim(state, request, t.now))
-
-        return await self._run(step)
-
-    async def resolve(self, cid: str, me: str, nonce: str, epoch: int) -> ResolveReply:
-        def step(t: Tables) -> ResolveReply:
-            state = Conversation(t.meta(cid), inbox=t.inbox(cid))
-            return _apply(t, cid, conversation.resolve(state, me, nonce, epoch))
-
-        return await self._run(step)
-
-    async def append(self, cid: str, request: AppendRequest) -> AppendReply:
-        def step(t: Tables) -> AppendReply:
-            return _apply(t, cid, conversation.append(Conversation(t.meta(cid)), request, t.now))
-
-        return await self._run(step)
-
-    async def release(self, cid: str, owner: str, epoch: int, seq: int) -> ReleaseOutcome:
-        def step(t: Tables) -> ReleaseOutcome:
-            return _apply(t, cid, conversation.release(Conversation(t.meta(cid)), owner, epoch, seq))
-
-        return await self._run(step)
-
-    async def disown(self, cid: str, owner: str, epoch: int) -> DisownOutcome:
-        def step(t: Tables) -> DisownOutcome:
-            return _apply(t, cid, conversation.disown(Conversation(t.meta(cid)), owner, epoch))
-
-        return await self._run(step)
-
-    async def stop(self, cid: str, me: str, reason: str, buried: str) -> StopReply:
-        def step(t: Tables) -> StopReply:
-            state = Conversation(t.meta(cid), t.tip(cid), t.inbox(cid))
-            return _apply(t, cid, conversation.stop(state, me, reason, buried, t.now))
-
-        return await self._run(step)
-
-    async def resume(self, cid: str) -> ResumeOutcome:
-        def step(t: Tables) -> ResumeOutcome:
-            return _apply(t, cid, conversation.resume(Conversation(t.meta(cid)), t.now))
-
-        return await self._run(step)
-
-    async def set_metadata(self, cid: str, metadata: str) -> Meta | None:
-        def step(t: Tables) -> Meta | None:
-            return _apply(t, cid, conversation.set_metadata(Conversation(t.meta(cid)), metadata, t.now))
-
-        return await self._run(step)
-
-    async def erase(self, cid: str) -> EraseOutcome:
-        def step(t: Tables) -> EraseOutcome:
-            return _apply(t, cid, conversation.erase(Conversation(t.meta(cid))))
-
-        return await self._run(step)
-
-    async def head(self, cid: str) -> Meta | None:
-        return await self._run(lambda t: t.meta(cid))
-
-    async def heads(self, cids: Sequence[str]) -> Sequence[Meta | None]:
-        return await self._run(lambda t: [t.meta(cid) for cid in cids])
-
-    async def read(self, cid: str, after: Cursor, limit: int) -> Page | None:
-        return await self._run(lambda t: _page(t, cid, after, limit))
-
-    async def inbox(self, cid: str) -> tuple[Meta, Sequence[InboxEntry]] | None:
-        def step(t: Tables) -> tuple[Meta, Sequence[InboxEntry]] | None:
-            meta = t.meta(cid)
-            return None if meta is None else (meta, t.inbox(cid))
-
-        return await self._run(step)
-
-    async def seen(self, cid: str, message_ids: Sequence[str]) -> Sequence[int | None]:
-        return await self._run(lambda t: [t.seen(cid, message_id) for message_id in message_ids])
-
-    async def all_seen(self, cid: str) -> Mapping[str, int]:
-        return await self._run(lambda t: t.all_seen(cid))
-
-    async def state(self, cid: str) -> bytes | None:
-        return await self._run(lambda t: t.state(cid))
-
-
-class LocalSlots(_Part):
-    """`SlotStore`."""
-
-    async def slots(self, user: str) -> Mapping[str, Slot]:
-        return await self._run(lambda t: dict(t.slots(user)))
-
-    async def slot(self, user: str, cid: str) -> Slot | None:
-        return await self._run(lambda t: t.slot(user, cid))
-
-    async def reserve(
-        self, user: str, cid: str, slot: Slot, *, raised_limit: int, read: Slot | None
-    ) -> ReserveReply:
-        def step(t: Tables) -> ReserveReply:
-            reply = admission.reserve(t.slots(user), t.waiting(user), cid, slot, raised_limit, read)
-            if reply.outcome == "OK":
-                t.put_slot(user, cid, slot)
-                t.drop_waiting(user, cid)
-            return reply
-
-        return await self._run(step)
-
-    async def unreserve(self, user: str, cid: str, nonce: str) -> Waiting | None:
-        def step(t: Tables) -> Waiting | None:
-            slot = t.slot(user, cid)
-            if slot is not None and slot.nonce == nonce:
-                t.drop_slot(user, cid)
-            return next(iter(t.waiting(user)), None)
-
-        return await self._run(step)
-
-    async def enqueue(self, user: str, cid: str, incarnation: str, reason: str) -> bool:
-        def step(t: Tables) -> bool:
-            queue = t.waiting(user)
-            held = next((w for w in queue if w.conversation_id == cid), None)
-            if held is None and len(queue) >= admission.MAX_WAITING:
-                return False
-            since = t.now if held is None else held.since
-            t.put_waiting(user, Waiting(cid, incarnation, reason, since))
-            return True
-
-        return await self._run(step)
-
-    async def dequeue(self, user: str, cid: str) -> bool:
-        return await self._run(lambda t: t.drop_waiting(user, cid))
-
-    async def waiting(self, user: str) -> Sequence[Waiting]:
-        return await self._run(lambda t: t.waiting(user))
-
-
-def _renew(t: Tables, incarnation: str, info: str | None) -> RenewReply:
-    reply, state = membership.renew(t.membership(), incarnation, info, t.now)
-    t.set_membership(state)
-    return reply
-
-
-def _put_membership(t: Tables, state: Membership) -> None:
-    """Write the membership; a new version is announced."""
-    changed = state.version != t.membership().version
-    t.set_membership(state)
-    if changed:
-        t.publish(channel_name("sync"), f'{{"t":"members","ver":{state.version}}}')
-
-
-class LocalMembership(_Part):
-    """`MembershipStore`."""
-
-    async def join(self, incarnation: str, member: Member) -> RenewReply:
-        def step(t: Tables) -> RenewReply:
-            reply, state = membership.join(t.membership(), incarnation, member, t.now)
-            _put_membership(t, state)
-            return reply
-
-        return await self._run(step)
-
-    async def renew(self, incarnation: str, info: str | None = None) -> RenewReply:
-        return await self._run(lambda t: _renew(t, incarnation, info))
-
-    async def reap(self, ttl_ms: int) -> Sequence[str]:
-        def step(t: Tables) -> Sequence[str]:
-            names, state = membership.reap(t.membership(), ttl_ms, t.now)
-            _put_membership(t, state)
-            return names
-
-        return await self._run(step)
-
-    async def bury(self, incarnation: str, ttl_ms: int) -> BuryOutcome:
-        def step(t: Tables) -> BuryOutcome:
-            outcome, state = membership.bury(t.membership(), incarnation, t.live(incarnation), ttl_ms, t.now)
-            _put_membership(t, state)
-            return outcome
-
-        return await self._run(step)
-
-    async def leave(self, incarnation: str) -> None:
-        await self._run(lambda t: _put_membership(t, membership.leave(t.membership(), incarnation, t.now)))
-
-    async def forget(self, incarnation: str, kept_ms: int) -> None:
-        def step(t: Tables) -> None:
-            _put_membership(t, membership.forget(t.membership(), incarnation, kept_ms, t.now))
-
-        await self._run(step)
-
-    async def membership(self) -> Membership:
-        return await self._run(lambda t: t.membership())
-
-    async def is_buried(self, incarnation: str) -> bool:
-        return await self._run(lambda t: incarnation in t.membership().dead)
-
-
-class LocalNodes(_Part):
-    """`NodeStore`."""
-
-    async def put_record(self, incarnation: str, record: Record) -> None:
-        await self._run(lambda t: t.put_record(incarnation, record))
-
-    async def record(self, incarnation: str, cid: str) -> Record | None:
-        return await self._run(lambda t: t.record(incarnation, cid))
-
-    async def drop_record(self, incarnation: str, cid: str, nonce: str | None) -> bool:
-        def step(t: Tables) -> bool:
-            record = t.record(incarnation, cid)
-            if record is None or nonce not in (None, record.nonce):
-                return False
-            t.drop_record(incarnation, cid)
-            return True
-
-        return await self._run(step)
-
-    async def flush(
-        self,
-        incarnation: str,
-        version: int,
-        records: Sequence[Record],
-        joined: Mapping[str, str],
-        left: Sequence[str],
-    ) -> None:
-        def step(t: Tables) -> None:
-            for record in records:
-                if t.record(incarnation, record.conversation_id) is not None:
-                    t.put_record(incarnation, record)
-            for connection, cid in joined.items():
-                t.connect(incarnation, connection, cid)
-            for connection in left:
-                t.disconnect(incarnation, connection)
-            t.set_node_version(incarnation, version)
-
-        await self._run(step)
-
-    async def node_records(self, incarnation: str) -> tuple[int, Sequence[Record], Mapping[str, str]]:
-        return await self._run(
-            lambda t: (t.node_version(incarnation), t.records(incarnation), dict(t.connections(incarnation)))
-        )
-
-    async def drop_node(self, incarnation: str) -> bool:
-        def step(t: Tables) -> bool:
-            if t.records(incarnation):
-                return False
-            t.drop_node(incarnation)
-            return True
-
-        return await self._run(step)
-
-
-class LocalIndex(_Part):
-    """`IndexStore`."""
-
-    async def index(self, user: str, cid: str) -> None:
-        await self._run(lambda t: t.index(user, cid, t.now))
-
-    async def touch(self, user: str, cids: Sequence[str]) -> None:
-        def step(t: Tables) -> None:
-            for cid in cids:
-                t.touch(user, cid, t.now)
-
-        await self._run(step)
-
-    async def unindex(self, user: str, cid: str) -> None:
-        await self._run(lambda t: t.unindex(user, cid))
-
-    async def list_user(
-        self, user: str, before: tuple[int, str] | None, limit: int
-    ) -> Sequence[tuple[str, int]]:
-        return await self._run(lambda t: t.list_user(user, before, limit))
-
-    async def list_all(self, shard: int, after: str, limit: int) -> Sequence[str]:
-        return await self._run(lambda t: t.list_all(shard, after, limit))
+from convener.store.tables import Engine, channel_name
 
 
 class LocalLink:
@@ -436,7 +43,7 @@ class LocalLink:
         Raises:
             StoreUnavailable: not done in time; the outcome is unknown.
         """
-        return self._engine.run_from_thread(lambda t: _renew(t, incarnation, info), self._timeout)
+        return self._engine.run_from_thread(lambda t: renew(t, incarnation, info), self._timeout)
 
     def hold_live(self, incarnation: str) -> None:
         """Hold the incarnation's `live` channel: shows that the process lives, until `close`."""
@@ -447,8 +54,10 @@ class LocalLink:
         """Show that the way to the store works.
 
         Raises:
-            StoreUnavailable: it does not.
+            StoreUnavailable: it does not, or nothing is held.
         """
+        if not self._held:
+            raise StoreUnavailable("no live channel is held")
         self._engine.run_from_thread(lambda t: None, self._timeout)
 
     def close(self) -> None:
@@ -487,9 +96,7 @@ class LocalStore(LocalConversations, LocalSlots, LocalMembership, LocalNodes, Lo
         """A way to the store for the heartbeat thread."""
         return LocalLink(self._engine, timeout)
 
-    async def subscribe(
-        self, channel: str, handler: Callable[[bytes], None], on_gap: Callable[[], None]
-    ) -> None:
+    async def subscribe(self, channel: str, handler: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         self._bus.subscribe(channel, handler, on_gap)
 
     async def unsubscribe(self, channel: str) -> None:
@@ -504,6 +111,13 @@ class LocalStore(LocalConversations, LocalSlots, LocalMembership, LocalNodes, Lo
         return self._bus.heard()
 
     def channel(self, kind: str, ident: str = "") -> str:
+        """Name of a channel; see `Store.channel`.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        if kind not in {"c", "n", "sync"}:
+            raise ValueError(f"no channels of kind {kind!r}")
         return channel_name(kind, ident)
 
     async def info(self) -> StoreInfo:

@@ -17,9 +17,9 @@ from convener.core.membership import Membership
 from convener.core.model import InboxEntry, LogEntry, Meta
 from convener.errors import StoreUnavailable
 from convener.store.clock import WallClock
-from convener.store.local import LocalStore, shard_of
+from convener.store.local import LocalStore
 from convener.store.localbus import Exchange, LocalBus
-from convener.store.tables import Step, T
+from convener.store.tables import Step, T, shard_of
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 

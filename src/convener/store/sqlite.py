@@ -103,9 +103,7 @@ def _lock(directory: Path) -> Generator[None, None, None]:
             else:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigurationError(
-                f"the data directory {directory} is in use by another process"
-            ) from error
+            raise ConfigurationError(f"the data directory {directory} is in use by another process") from error
         yield
 
 

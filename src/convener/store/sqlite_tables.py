@@ -15,8 +15,8 @@ from convener.core.admission import Slot, Waiting
 from convener.core.directory import Record
 from convener.core.membership import Member, Membership
 from convener.core.model import InboxEntry, LogEntry, Meta
-from convener.store.local import shard_of
 from convener.store.memory import membership_keys
+from convener.store.tables import shard_of
 
 SCHEMA_VERSION: Final = 1
 
@@ -222,9 +222,7 @@ class _NodeTables(_Base):
         return dict(self._db.execute(query, (incarnation,)))
 
     def connect(self, incarnation: str, connection: str, cid: str) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO connections VALUES (?, ?, ?)", (incarnation, connection, cid)
-        )
+        self._db.execute("INSERT OR REPLACE INTO connections VALUES (?, ?, ?)", (incarnation, connection, cid))
 
     def disconnect(self, incarnation: str, connection: str) -> None:
         query = "DELETE FROM connections WHERE incarnation = ? AND connection = ?"
@@ -250,9 +248,7 @@ class _IndexTables(_Base):
 
     def list_user(self, user: str, before: tuple[int, str] | None, limit: int) -> Sequence[tuple[str, int]]:
         where = "" if before is None else " AND (activity, cid) < (?, ?)"
-        query = (
-            f"SELECT cid, activity FROM lists WHERE user = ?{where} ORDER BY activity DESC, cid DESC LIMIT ?"
-        )
+        query = f"SELECT cid, activity FROM lists WHERE user = ?{where} ORDER BY activity DESC, cid DESC LIMIT ?"
         rows = self._db.execute(query, (user, *(before or ()), max(limit, 0)))
         return [(cid, activity) for cid, activity in rows]
 

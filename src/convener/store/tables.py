@@ -6,8 +6,9 @@ its effects. The engine runs each step in one transaction and publishes what it 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from convener.core.admission import Slot, Waiting
 from convener.core.directory import Record
@@ -16,6 +17,19 @@ from convener.core.model import InboxEntry, LogEntry, Meta
 from convener.store.localbus import LocalBus
 
 T = TypeVar("T")
+
+SHARDS: Final = 64
+"""Parts of the list of all conversations."""
+
+
+def shard_of(cid: str) -> int:
+    """The part of the list of all that holds `cid`."""
+    return zlib.crc32(cid.encode()) % SHARDS
+
+
+def channel_name(kind: str, ident: str = "") -> str:
+    """Name of a channel on a local bus."""
+    return f"{kind}:{ident}" if ident else kind
 
 
 class ConversationTables(Protocol):
@@ -137,9 +151,7 @@ class IndexTables(Protocol):
 
     def unindex(self, user: str, cid: str) -> None: ...
 
-    def list_user(
-        self, user: str, before: tuple[int, str] | None, limit: int
-    ) -> Sequence[tuple[str, int]]: ...
+    def list_user(self, user: str, before: tuple[int, str] | None, limit: int) -> Sequence[tuple[str, int]]: ...
 
     def list_all(self, shard: int, after: str, limit: int) -> Sequence[str]: ...
 
