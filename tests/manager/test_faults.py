@@ -128,7 +128,7 @@ async def settle(cluster: InProcessCluster, work: Workload) -> None:
     async def quiet() -> bool:
         for cid in work.accepted:
             meta = await store.head(cid)
-            if meta is not None and work.accepted[cid] and (meta.position != meta.done or meta.cursor != meta.done):
+            if meta is not None and (meta.position != meta.done or meta.cursor != meta.done):
                 return False
         return True
 

@@ -24,6 +24,7 @@ from convener.errors import (
     LimitExceeded,
     NotAuthorized,
     NotFound,
+    OwnerUnavailable,
     OwnershipLost,
     StoreUnavailable,
 )
@@ -43,6 +44,7 @@ log = structlog.get_logger(__name__)
 
 PAUSE_S: Final = 0.25
 STOP_TIMEOUT_S: Final = 10.0
+OWED_S: Final = 0.5
 RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped"}
 
 
@@ -56,6 +58,7 @@ class Engine:
         self.records = Records(node, publish)
         self.runners: dict[str, Runner] = {}
         self.feeds: dict[str, ClientFeed] = {}
+        self._owed: dict[str, None] = {}
         self.admission = Admission(node, self.records, self.hibernate_at)
         self.starter = Starter(node, self.views, self.records, self)
         self.admission.start = self.starter.ensure
@@ -67,6 +70,7 @@ class Engine:
         keep("records", self.records.run)
         keep("waiting starts", self.admission.run)
         keep("idle conversations", self._hibernate_idle)
+        keep("owed wakes", self._wake_owed)
 
     # -- runners -----------------------------------------------------------------------------------------------
 
@@ -235,10 +239,28 @@ class Engine:
         except ConversationStopped:
             # Stopped between SEND and now: the stop has taken the message into the log and given it up.
             return
+        except (StoreUnavailable, OwnerUnavailable, OwnershipLost):
+            # Not acknowledged, but stored: it must not lie there until somebody happens to come by.
+            self._owed[cid] = None
+            raise
         except LimitExceeded:
             # Only who appended it may take it back: a repeated one may have been acknowledged already.
             if reply.outcome != "OK" or await self.node.store.unsend(cid, message_id, reply.position) == "OK":
                 raise
+
+    async def _wake_owed(self) -> None:
+        """Wake what could not be woken when its message was stored: the sender was told to try again, and may not."""
+        while True:
+            await asyncio.sleep(OWED_S)
+            for cid in list(self._owed):
+                try:
+                    await self.starter.ensure(cid, "wake")
+                except (StoreUnavailable, OwnerUnavailable, OwnershipLost) as error:
+                    if not isinstance(error, Queued):
+                        continue
+                except ConvenerError as error:
+                    log.info("a stored message is not answered now", conversation_id=cid, error=str(error))
+                self._owed.pop(cid, None)
 
     def is_answering(self, cid: str, owner: str) -> bool:
         """Whether `owner` will answer: not nobody, not known to be buried, and not a former start of this node."""

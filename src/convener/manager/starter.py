@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 PAUSE_S: Final = 0.05
+SUSPENDED_S: Final = 3.0
+"""How long a start waits for this node's lease to become good again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ class Starter:
         Raises:
             NotFound, ConversationStopped, LimitExceeded, StoreUnavailable.
             Queued: the user's limit is met; the start waits in the user's queue and will be tried again.
-            OwnerUnavailable: not settled within `start_timeout`, or this node may not act.
+            OwnerUnavailable: not settled within `start_timeout`.
+            OwnershipLost: this node may not act.
         """
         flight = self._flights.get(cid)
         if flight is None:
@@ -170,7 +173,9 @@ class Starter:
         if self._node.draining:
             raise OwnerUnavailable("this node is leaving", retry_after=1.0)
         if not self._node.lease.valid():
-            raise OwnerUnavailable("this node is suspended", retry_after=1.0)
+            # Often over in a moment; what was read before the pause is read again.
+            await self._node.lease.wait_valid(SUSPENDED_S)
+            return None
         return await self._attempt(meta, cid, slot, reason)
 
     def _is_live(self, owner: str) -> bool:

@@ -24,7 +24,7 @@ from convener.store.memory import MemoryStore
 from convener.store.redis import RedisStore
 
 QUICK: Final = NodeOptions(
-    name="node", lease_ttl=3.0, renew_interval=0.2, drain_timeout=5.0, hibernate_after=0.0, start_timeout=10.0
+    name="node", lease_ttl=4.0, renew_interval=0.3, drain_timeout=5.0, hibernate_after=0.0, start_timeout=10.0
 )
 """Options under which a killed node is buried within about a second."""
 
