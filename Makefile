@@ -43,7 +43,7 @@ types: $(VENV)/.dev-installed
 	$(BIN)/pyright
 
 layers: $(VENV)/.dev-installed
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 sizes: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -q tests/test_sizes.py
