@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -101,6 +102,7 @@ async def running(
     metrics, sio, agent = Metrics(), make_server(chosen, transports), Echo()
     manager = StandaloneConversationManager(
         sio=sio,
+        config=SimpleNamespace(max_concurrent_conversations=chosen.max_concurrent_conversations),
         agent=agent,
         store=MemoryStore(),
         options=NodeOptions(

@@ -68,7 +68,7 @@ class Gateway:
         self.context = GatewayContext(manager, operations, settings, metrics, access, Sessions(access, metrics))
         self.api = make_api(self.context)
         self._sio: Any = sio
-        self._sockets = SocketGateway(sio, self.context)
+        self.sockets = SocketGateway(sio, self.context)
         self._prefix = prefix.rstrip("/")
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class Gateway:
         while True:
             await asyncio.sleep(INTERVAL)
             await self.context.sessions.recheck()
-            silent = await self._sockets.sweep(silent)
+            silent = await self.sockets.sweep(silent)
 
     # -- requests ----------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Gateway:
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            receive = filter_frames(receive, self._sockets.count_malformed)
+            receive = filter_frames(receive, self.sockets.count_malformed)
         elif "polling" not in self._sio.eio.transports:
             raise InvalidRequest("sockets use the WebSocket transport here: set transports to ['websocket']")
         await self._sio.handle_request(scope, receive, send)

@@ -64,7 +64,7 @@ class Problem:
 
 
 def problem_of(error: BaseException, **where: object) -> Problem:
-    """The problem to report for an exception. One that is not ours is logged, with `where` it happened."""
+    """The problem to report for an exception. One that nobody foresaw is logged, with `where` it happened."""
     if isinstance(error, ConvenerError):
         return Problem(error.http_status, error.wire_code, error.detail, error.retry_after, error.extra)
     if isinstance(error, (RequestValidationError, ValidationError)):

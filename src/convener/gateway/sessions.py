@@ -69,9 +69,13 @@ class Sessions:
         """A connection by its id."""
         return self._open.get(connection_id)
 
+    def all(self) -> list[Session]:
+        """All that are open now."""
+        return list(self._open.values())
+
     async def close_all(self, transport: str) -> None:
         """End all connections of one kind."""
-        for session in [s for s in self._open.values() if s.transport == transport]:
+        for session in [s for s in self.all() if s.transport == transport]:
             await session.close()
 
     async def recheck(self) -> None:
@@ -80,7 +84,7 @@ class Sessions:
         Only a clear refusal closes: an issuer or an application that does not answer must not end every
         conversation of the node.
         """
-        todo = iter(list(self._open.values()))
+        todo = iter(self.all())
 
         async def worker() -> None:
             for session in todo:

@@ -15,11 +15,9 @@ from urllib.parse import parse_qs
 
 import socketio
 import structlog
-from pydantic import ValidationError
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from convener.errors import (
-    ConvenerError,
     InvalidRequest,
     NotAuthorized,
     NotFound,
@@ -134,7 +132,7 @@ class SocketGateway:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await self._join(sid, environ, auth)
         except Exception as error:
-            problem = problem_of(error, event="connect")
+            problem = problem_of(error, frame="connect")
             if problem.status in UNREADABLE:
                 self.count_malformed()
             raise Refused(problem.detail, problem.members()) from None
@@ -203,9 +201,11 @@ class SocketGateway:
         try:
             return await self._dispatch(event, sid, arguments)
         except Exception as error:
-            problem = problem_of(error, event=event)
-            if problem.status in UNREADABLE and event != "message":
+            problem = problem_of(error, frame=event)
+            if problem.status in UNREADABLE:
                 self.count_malformed()
+            if event == "message":
+                self._context.metrics.messages.labels(result=problem.code).inc()
             return {"error": problem.members()} if event == "rpc" else _rejected(problem)
 
     async def _dispatch(self, event: str, sid: str, arguments: Sequence[Any]) -> dict[str, Any]:
@@ -230,18 +230,11 @@ class SocketGateway:
             client.under_way -= 1
 
     async def _message(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
-        try:
-            body = _parse(schemas.MessageBody, payload)
-            async with client.order:
-                result = await self._context.manager.send_to_event_stream(
-                    sid, body.data, message_id=body.message_id, overlap=body.overlap
-                )
-        except (ConvenerError, ValidationError) as error:
-            code = error.wire_code if isinstance(error, ConvenerError) else InvalidRequest.code
-            if isinstance(error, (InvalidRequest, ValidationError)):
-                self.count_malformed()
-            self._context.metrics.messages.labels(result=code).inc()
-            raise
+        body = _parse(schemas.MessageBody, payload)
+        async with client.order:
+            result = await self._context.manager.send_to_event_stream(
+                sid, body.data, message_id=body.message_id, overlap=body.overlap
+            )
         return schemas.accepted(result)
 
     async def _stop(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:

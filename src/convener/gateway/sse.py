@@ -88,7 +88,7 @@ class _Stream(EventSourceResponse):
 
     def __init__(self, context: GatewayContext, session: Session, sink: SseSink) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  (a bare `dict` in the library's type)
-            sink.events(), ping=PING, send_timeout=SEND_TIMEOUT, sep="\n"
+            sink.events(), ping=PING, send_timeout=SEND_TIMEOUT
         )
         self._context = context
         self._session = session
