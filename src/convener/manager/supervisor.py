@@ -36,7 +36,10 @@ class Supervisor:
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[None]:
         """Run `work` once; an exception is logged and counted, never lost."""
-        return self._start(name, self._once(name, work))
+        task = self._start(name, self._once(name, work))
+        # A task that is cancelled before its first step has not touched `work`; Python would complain of that.
+        task.add_done_callback(lambda _: work.close())
+        return task
 
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
