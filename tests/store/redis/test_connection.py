@@ -263,6 +263,28 @@ async def test_the_number_of_commands_under_way_is_bounded(
     assert await _echo(store, "x") == "x"
 
 
+async def test_the_data_under_way_is_bounded(
+    server: Server, namespace: str, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, proxy, _ = await _through(stack, server, namespace)
+    monkeypatch.setattr("convener.store.redis.connection.MAX_IN_FLIGHT_BYTES", 1_000_000)
+    for lose in (False, True):
+        if lose:
+            proxy.accepting = False
+            proxy.cut()
+            await wait_until(lambda: not store.statistics()[0].connected, "the loss is noticed")
+        else:
+            proxy.freeze(_commands)
+        task = asyncio.create_task(_echo(store, "x" * 900_000))
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailable, match="too much data"):
+            await _echo(store, "y" * 200_000)
+        proxy.accepting = True
+        proxy.thaw()
+        assert len(await task) == 900_000
+        assert await _echo(store, "y" * 200_000) == "y" * 200_000
+
+
 async def test_closing_ends_what_is_under_way(server: Server, namespace: str, stack: AsyncExitStack) -> None:
     store, proxy, _ = await _through(stack, server, namespace)
     proxy.freeze(_commands)

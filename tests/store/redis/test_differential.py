@@ -19,6 +19,7 @@ from convener.core.cursor import Cursor
 from convener.core.model import (
     AddInbox,
     AddLog,
+    AppendReply,
     AppendRequest,
     ClaimRequest,
     Conversation,
@@ -125,7 +126,7 @@ OPS = st.builds(
     text=st.integers(0, len(TEXTS) - 1),
     off_epoch=MOSTLY_RIGHT,
     off_seq=MOSTLY_RIGHT,
-    forward=st.integers(0, 3),
+    forward=st.integers(-1, 3),
     done=st.integers(0, 3),
     events=st.integers(0, 3),
     flag=st.booleans(),
@@ -205,7 +206,7 @@ class Pair:
 
     async def _append(self, op: Op) -> None:
         meta = self.meta()
-        cursor = min(meta.position, meta.cursor + op.forward)
+        cursor = max(0, min(meta.position, meta.cursor + op.forward))
         if op.stopped and op.flag:
             cursor = meta.position
         kinds = ("input", "reply", "turn_done")
@@ -239,7 +240,7 @@ class Pair:
         assert reply == self.model.apply(conversation.disown(self.model.view(), owner, epoch))
 
     async def _stop(self, op: Op) -> None:
-        buried = self.meta().owner if op.flag else NODES[op.node]
+        buried = self.meta().owner if op.flag else ("x~9", "", NODES[op.node])[op.expects]
         reason = ("closed", 'says "no" / é \\ \n')[op.nonce]
         reply = await self.store.stop(self.cid, NODES[op.node], reason, buried)
         expected = conversation.stop(self.model.view(), NODES[op.node], reason, buried, await self.now())
@@ -303,8 +304,19 @@ SENDS = [Op("send", id=i) for i in range(3)]
     ops=[Op("create"), SENDS[0], CLAIM, Op("append", forward=1)]
     + [Op("claim", node=i % 2, nonce=i // 2 % 2, reason="takeover") for i in range(1, 5)]
 )
+# A takeover of a later turn is its first.
+@example(
+    ops=[
+        *(Op("create"), *SENDS, CLAIM, Op("append", forward=1), Op("claim", node=1, reason="takeover")),
+        *(Op("append", forward=1, done=1), Op("claim", reason="takeover"), Op("claim", node=1, reason="takeover")),
+    ]
+)
 # The owner closes on request.
 @example(ops=[Op("create"), SENDS[0], CLAIM, STOP, Op("append", flag=True, stopped=True), Op("erase")])
+# It must not close over a message that it has not taken in.
+@example(ops=[Op("create"), SENDS[0], CLAIM, STOP, Op("append", forward=1, stopped=True), Op("release")])
+# Cursor and done never go back.
+@example(ops=[Op("create"), *SENDS, CLAIM, Op("append", forward=2, done=2), Op("append", forward=-1), SENDS[0]])
 async def test_one_conversation(store: RedisStore, ops: list[Op]) -> None:
     pair = Pair(store, f"c{secrets.token_hex(6)}")
     channel = store.channel("c", pair.cid)
@@ -335,3 +347,26 @@ async def test_the_window_of_remembered_ids(store: RedisStore) -> None:
         pair.model.apply(conversation.append(pair.model.view(), request, await pair.now()))
         await pair.compare(Op("append"))
         assert min(pair.model.seen.values()) == min(done, 300 - 256) + 1
+
+
+async def test_a_head_that_went_back_in_time(store: RedisStore) -> None:
+    """After a fail-over the head may be older than the log; then the log is the second fence."""
+    pair = Pair(store, "c")
+    for op in (Op("create"), CLAIM):
+        await pair.step(op)
+    old = pair.meta()
+    for op in (Op("append"), Op("claim", node=1, reason="takeover"), Op("append")):
+        await pair.step(op)
+    newer = pair.meta()
+    key = store.keys.meta("c")
+    fields = ("owner", old.owner, "epoch", old.epoch, "seq", old.seq, "batch", old.batch, "nonce", old.nonce)
+    await store.topology.execute(key, "HSET", key, *fields)
+    rewound = await store.head("c")
+    assert rewound is not None
+    request = AppendRequest(old.owner, old.epoch, old.seq, "b", 0, 0, 0, ('"x"', '"y"'), b"s")
+    assert await store.append("c", request) == AppendReply("FENCED", old.seq, old.batch, old.owner, old.epoch)
+    assert (await store.head("c"), await store.state("c")) == (rewound, None)
+    pair.model.meta = rewound
+    await pair.step(Op("claim", node=1, reason="takeover", nonce=1))
+    assert pair.meta().epoch > newer.epoch
+    assert pair.model.log[-1].seq == old.seq + 1

@@ -33,7 +33,7 @@ from convener.store.redis.scripts import SCRIPTS, Script
 _log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT_BYTES: Final = 256 * 1024 * 1024
-"""Bytes of commands that wait for their replies; beyond it new ones are refused."""
+"""Bytes of commands that wait for their replies or for a connection; beyond it new ones are refused."""
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
@@ -258,6 +258,7 @@ class Link:
         self._on_reconnect = on_reconnect
         self._wire: _Wire | None = None
         self._waiting: deque[_Call] = deque()
+        self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._why = "the store is not open"
@@ -295,6 +296,7 @@ class Link:
             self._waiting.extend(self._wire.take_unsent())
             self._wire = None
         self._drop_waiting(float("inf"))
+        self._waiting_bytes = 0
 
     def call(self, script: Script, keys: tuple[str, ...], arguments: tuple[Argument, ...]) -> asyncio.Future[Reply]:
         """Run a script. Sent in the order of the calls; the reply is awaited on the future."""
@@ -311,10 +313,12 @@ class Link:
         if len(self._waiting) + (0 if wire is None else len(wire)) >= self._max_in_flight:
             raise StoreUnavailable(f"more than {self._max_in_flight} commands wait for the store; it was not sent")
         call = _Call(self._loop.create_future(), script, key, parts, self._loop.time() + self._deadline)
+        held = self._waiting_bytes + (0 if wire is None else wire.bytes_in_flight)
+        if held + len(call.packed) > MAX_IN_FLIGHT_BYTES:
+            raise StoreUnavailable("too much data waits for the store; it was not sent")
         if wire is None:
             self._waiting.append(call)
-        elif wire.bytes_in_flight + len(call.packed) > MAX_IN_FLIGHT_BYTES:
-            raise StoreUnavailable("too much data waits for the store; it was not sent")
+            self._waiting_bytes += len(call.packed)
         else:
             wire.send(call)
         return call.future
@@ -357,7 +361,7 @@ class Link:
     def _adopt(self, wire: _Wire) -> None:
         self._wire = wire
         self._connects += 1
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
         for call in waiting:
             # Whoever gave up before it was sent is told by that: nothing happened.
             if not call.future.done():
@@ -375,6 +379,7 @@ class Link:
             self._wire = None
             self._reloads += wire.reloads
             self._waiting.extendleft(reversed(wire.take_unsent()))
+            self._waiting_bytes = sum(len(call.packed) for call in self._waiting)
             await wire.release()
             _log.warning("%s (%s)", wire.why, self.endpoint)
             wire = await self._reconnect()
@@ -415,7 +420,9 @@ class Link:
 
     def _drop_waiting(self, now: float) -> None:
         while self._waiting and self._waiting[0].expires <= now:
-            self._waiting.popleft().fail(StoreUnavailable(f"{self._why}; the command was not sent"))
+            call = self._waiting.popleft()
+            self._waiting_bytes -= len(call.packed)
+            call.fail(StoreUnavailable(f"{self._why}; the command was not sent"))
 
 
 class Topology:

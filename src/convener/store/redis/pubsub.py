@@ -65,10 +65,11 @@ class Ear(Attached):
         self.client_id = 0
         self.why = "the subscriber's connection was lost"
         self.answers: deque[asyncio.Future[Any]] = deque()
-        self.last_data = asyncio.get_running_loop().time()
+        self.asked_at = 0.0
+        """When the first PING was sent after what was heard last, on the event loop's clock; 0 for none."""
 
     def data_received(self, data: bytes) -> None:
-        self.last_data = asyncio.get_running_loop().time()
+        self.asked_at = 0.0
         self.reader.feed(data)
         try:
             while (frame := self.reader.gets()) is not NOT_YET:

@@ -403,12 +403,17 @@ class Subscriber:
             ear.end("the subscriber is deaf: two probes did not come back")
 
     async def _ping(self) -> None:
-        """Ask for a sign of life; needs nothing but this connection."""
+        """Ask for a sign of life; needs nothing but this connection.
+
+        Counted from asking, not from what was heard last: a blocked event loop has not asked either.
+        """
+        time = asyncio.get_running_loop().time
         if self._ear is not None:
             self._ear.write(pack(("PING",)))
+            self._ear.asked_at = self._ear.asked_at or time()
         await _pause(min(self._probe_interval, self._silence / 4))
         ear = self._ear
-        if ear is not None and asyncio.get_running_loop().time() - ear.last_data > self._silence:
+        if ear is not None and ear.asked_at and time() - ear.asked_at > self._silence:
             ear.end(f"nothing was heard for {self._silence:g} s")
 
     async def _compare(self) -> None:
