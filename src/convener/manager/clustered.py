@@ -200,6 +200,8 @@ class ClusteredConversationManager(StandaloneConversationManager):
             await self._calls.close()
             node.directory.forget(old)
             node.incarnation = new_incarnation(node.options.name)
+            # Heartbeat and membership both tell of a burial; until here they meant the old life.
+            self._rebirth.clear()
             node.lease = Lease(self._terms(node.options))
             self.engine.records.new_life()
             self.engine.admission.new_life()
