@@ -38,7 +38,7 @@ async def ask(node: Node, method: str, path: str, token: str | None, **options: 
     "header", [None, "Bearer", "Bearer ", "Bearer wrong", "Basic dGE6", "ta", "Bearer ta tb", "Bearer \xe4"]
 )
 async def test_without_a_token_that_holds_there_is_nothing(node: Node, header: str | None) -> None:
-    headers = {} if header is None else {"Authorization": header}
+    headers = httpx.Headers({} if header is None else {"Authorization": header}, encoding="latin-1")
     for method, path in (
         ("GET", "/api/conversations"),
         ("POST", "/api/conversations"),

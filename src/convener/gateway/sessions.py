@@ -85,15 +85,21 @@ class Sessions:
         conversation of the node.
         """
         todo = iter(self.all())
+        unknown: list[Exception] = []
 
         async def worker() -> None:
             for session in todo:
                 if self._open.get(session.connection_id) is session:
-                    await self._check(session)
+                    try:
+                        await self._check(session)
+                    except Exception as error:
+                        unknown.append(error)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(AT_ONCE, len(self._open))):
                 group.create_task(worker())
+        if unknown:
+            log.warning("cannot confirm open connections", count=len(unknown), error=str(unknown[0]))
 
     async def _check(self, session: Session) -> None:
         try:
@@ -105,8 +111,6 @@ class Sessions:
         except (NotAuthenticated, NotAuthorized, NotFound) as error:
             log.info("closing a connection that lost its right", reason=error.detail)
             await session.close()
-        except Exception as error:
-            log.warning("cannot confirm an open connection", error=str(error))
 
 
 def _covers(now: Identity, before: Identity) -> bool:
