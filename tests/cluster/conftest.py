@@ -1,0 +1,126 @@
+"""A cluster of real processes for every test that asks for one, inspected when the test is over.
+
+Starting three nodes takes seconds, so tests with the same settings share them; a test that fails, kills or leaves
+anything behind does not pass that on, since nodes are healed before and the store is empty after each test.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import AsyncGenerator, Generator, Mapping
+from typing import Any, Final
+
+import pytest
+
+from tests.cluster.clients import Clients
+from tests.support.cluster import Cluster
+from tests.support.servers import FLAVOURS, Flavour, Server
+
+_REPORT: Final = pytest.StashKey[dict[str, pytest.TestReport]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "cluster(nodes=3, app=None, **settings): what the nodes of the `cluster` fixture run with"
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash.setdefault(_REPORT, {})[report.when] = report
+    cluster = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and isinstance(cluster, Cluster):
+        try:
+            report.sections.append(("cluster", cluster.report(report.longreprtext)))
+        except Exception as error:  # whatever it is, the failure itself is what matters
+            report.sections.append(("cluster", f"cannot be shown: {error!r}"))
+    return report
+
+
+class Pool:
+    """Keeps one cluster at a time: the last one that was asked for."""
+
+    def __init__(self) -> None:
+        self._wanted: tuple[object, ...] = ()
+        self._server: Server | None = None
+        self._cluster: Cluster | None = None
+
+    def get(self, flavour: Flavour, nodes: int, app: str | None, settings: Mapping[str, object]) -> Cluster:
+        """A cluster like this, healthy, over an empty store."""
+        wanted = (flavour, nodes, app, tuple(sorted(settings.items())))
+        if self._cluster is None or wanted != self._wanted:
+            self.close()
+            self._server = Server(flavour)
+            self._server.start()
+            self._cluster = Cluster(self._server, nodes, app=app, settings=settings)
+            self._cluster.__enter__()
+            self._wanted = wanted
+        return self._cluster
+
+    def close(self) -> None:
+        """End nodes and store."""
+        if self._cluster is not None:
+            self._cluster.close()
+        if self._server is not None:
+            self._server.close()
+        self._cluster = self._server = None
+
+
+@pytest.fixture(scope="session")
+def pool() -> Generator[Pool]:
+    """The cluster that tests share."""
+    made = Pool()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session", params=FLAVOURS)
+def flavour(request: pytest.FixtureRequest) -> Flavour:
+    """Valkey 9 and Redis 7."""
+    return request.param
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, pool: Pool, flavour: Flavour) -> Generator[Cluster]:
+    """Three nodes, or as the marker `cluster` says.
+
+    After the test everything has to come to rest, the auditor has to find nothing, and when every conversation is
+    deleted no key of them may be left.
+    """
+    mark = request.node.get_closest_marker("cluster")
+    wanted: dict[str, Any] = dict(mark.kwargs) if mark is not None else {}
+    made = pool.get(flavour, wanted.pop("nodes", 3), wanted.pop("app", None), wanted)
+    made.heal()
+    yield made
+    reports = request.node.stash.get(_REPORT, {})
+    if "call" not in reports or not reports["call"].passed:
+        made.reset()
+        return
+    try:
+        made.heal()
+        made.settle()
+        made.audit()
+        made.erase_everything()
+    except BaseException as error:
+        error.add_note(made.report(str(error)))
+        made.reset()
+        raise
+
+
+@pytest.fixture
+async def clients() -> AsyncGenerator[Clients]:
+    """Makes Socket.IO clients; all are gone when the test ends."""
+    made = Clients()
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Randomness from a seed that a failure shows; TEST_SEED repeats it."""
+    seed = os.environ.get("TEST_SEED") or secrets.token_hex(4)
+    print(f"TEST_SEED={seed}")
+    return random.Random(seed)

@@ -1,0 +1,274 @@
+"""A cluster of real processes: `convener serve`, some times, over a real store; killed, frozen, ended and restarted.
+
+Everything here is synchronous: it starts and signals processes and looks at them from outside. When a test fails,
+`Cluster.report` shows the ends of the nodes' logs and the conversations as the store has them.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+
+from tests.support.processes import RunningProcess, convener
+from tests.support.servers import Server
+from tests.support.stored import Stored
+from tests.support.waiting import NotInTimeError, wait_until_sync
+
+START_LIMIT: Final = 60
+_TAIL: Final = 40
+_WIDTH: Final = 600
+
+
+@dataclass(eq=False)
+class Node:
+    """One node through all its lives. `directory` is where it runs."""
+
+    name: str
+    directory: Path
+    process: RunningProcess | None = None
+    former: list[RunningProcess] = field(default_factory=list[RunningProcess])
+    url: str = ""
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there, frozen or not."""
+        return self.process is not None and self.process.process.poll() is None
+
+    def log(self) -> list[str]:
+        """What it has written in all its lives."""
+        lives = [*self.former, *([self.process] if self.process is not None else [])]
+        return [line for life in lives for line in (f"--- pid {life.pid}", *life.output, *life.errors)]
+
+
+class Cluster:
+    """`count` nodes over one store.
+
+    Args:
+        server: the store, running; or None: each node is a standalone one.
+        app: text of a module with an `app`, which the nodes run instead of the demo agent.
+        settings: as `CONVENER_*` variables, by their names in `convener.settings`.
+    """
+
+    def __init__(
+        self, server: Server | None, count: int = 3, *, app: str | None = None, settings: Mapping[str, object] = {}
+    ) -> None:
+        self.server = server
+        self.stored = Stored(server) if server is not None else None
+        self._app = app
+        self._environment = {f"CONVENER_{name.upper()}": str(value) for name, value in settings.items()}
+        self._directory = tempfile.TemporaryDirectory(prefix="cluster")
+        root = Path(self._directory.name)
+        if app is not None:
+            (root / "agent_under_test.py").write_text(app)
+        self.nodes = [Node(f"n{number}", root) for number in range(count)]
+        self.http = httpx.Client(trust_env=False, timeout=30)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        try:
+            for node in self.nodes:
+                self._spawn(node)
+            for index in range(len(self.nodes)):
+                self.wait_ready(index)
+        except BaseException as error:
+            error.add_note(self.report(""))
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process, at once."""
+        for node in self.nodes:
+            self._bury(node)
+        self.http.close()
+        if self.stored is not None:
+            self.stored.close()
+        self._directory.cleanup()
+
+    def _spawn(self, node: Node) -> None:
+        command = ["serve", *(["agent_under_test:app"] if self._app is not None else [])]
+        # The first start takes a free port, later ones that same port: clients know the address.
+        command += ["--port", str(httpx.URL(node.url).port) if node.url else "0", "--node-name", node.name]
+        if self.server is not None:
+            command += ["--redis", self.server.url]
+        node.process = convener(
+            *command, "--log-format", "json", directory=node.directory, environment=self._environment
+        )
+
+    @staticmethod
+    def _bury(node: Node) -> None:
+        if node.process is not None:
+            node.process.__exit__(None, None, None)
+            node.former.append(node.process)
+            node.process = None
+
+    def wait_ready(self, index: int) -> None:
+        """Return when the node answers `ready` at /readyz."""
+        node = self.nodes[index]
+        assert node.process is not None, f"{node.name} was not started"
+        if not node.url:
+            node.url = str(json.loads(node.process.wait_for_error('"listening"', START_LIMIT))["url"])
+        process = node.process
+
+        def is_ready() -> bool:
+            assert process.process.poll() is None, f"{node.name} ended with {process.process.returncode}"
+            answer = self.http.get(f"{node.url}/readyz", timeout=5)
+            return answer.status_code == 200 and answer.json()["status"] == "ready"
+
+        wait_until_sync(is_ready, f"{node.name} is ready", START_LIMIT, retry_on=httpx.TransportError)
+
+    # -- what is done to nodes -----------------------------------------------------------------------------------
+
+    def url(self, index: int) -> str:
+        """The node's address."""
+        return self.nodes[index].url
+
+    def _signal(self, index: int, number: signal.Signals) -> None:
+        process = self.nodes[index].process
+        assert process is not None
+        process.signal(number)
+
+    def kill(self, index: int) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        self._signal(index, signal.SIGKILL)
+        self._bury(self.nodes[index])
+
+    def stop(self, index: int) -> None:
+        """SIGSTOP: it does nothing any more, its connections stay."""
+        self._signal(index, signal.SIGSTOP)
+
+    def cont(self, index: int) -> None:
+        """SIGCONT after `stop`."""
+        self._signal(index, signal.SIGCONT)
+
+    def term(self, index: int) -> None:
+        """SIGTERM; see `wait_ended`."""
+        self._signal(index, signal.SIGTERM)
+
+    def wait_ended(self, index: int, limit: float = 60) -> int:
+        """The exit code."""
+        node = self.nodes[index]
+        assert node.process is not None
+        code = node.process.wait(limit)
+        self._bury(node)
+        return code
+
+    def restart(self, index: int) -> None:
+        """Start a node whose process is gone, at its address and under its name, and wait until it is ready."""
+        assert not self.nodes[index].running
+        self._bury(self.nodes[index])
+        self._spawn(self.nodes[index])
+        self.wait_ready(index)
+
+    def heal(self) -> None:
+        """Have every node running and ready."""
+        for index, node in enumerate(self.nodes):
+            if node.running:
+                self.cont(index)
+            else:
+                self._bury(node)
+                self._spawn(node)
+        for index in range(len(self.nodes)):
+            self.wait_ready(index)
+
+    def reset(self) -> None:
+        """Kill everything, forget everything, start again."""
+        for node in self.nodes:
+            self._bury(node)
+        if self.server is not None:
+            self.server.ask("FLUSHALL")
+        self.heal()
+
+    # -- what they say -------------------------------------------------------------------------------------------
+
+    def live(self) -> list[int]:
+        """Indices of the nodes whose processes are there."""
+        return [index for index, node in enumerate(self.nodes) if node.running]
+
+    def get(self, index: int, path: str, **params: Any) -> Any:
+        """The JSON of a successful GET of `/api` + path."""
+        answer = self.http.get(f"{self.url(index)}/api{path}", params=params)
+        assert answer.status_code == 200, f"GET {path} at {self.nodes[index].name}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    def owner(self, cid: str) -> int | None:
+        """Index of the node that owns a conversation, None for nobody; read from the store."""
+        assert self.stored is not None
+        name = self.stored.head(cid)["owner"].rpartition("~")[0]
+        return next((index for index, node in enumerate(self.nodes) if node.name == name), None)
+
+    def incarnations(self, index: int) -> set[str]:
+        """The live incarnations of a node, as the store has them."""
+        assert self.stored is not None
+        return {i for i in self.stored.members() if i.startswith(f"{self.nodes[index].name}~")}
+
+    # -- what must be true in the end ----------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Wait until nothing is unanswered, half stopped, or left of a buried node."""
+        assert self.stored is not None
+        stored = self.stored
+        try:
+            wait_until_sync(lambda: not stored.unsettled(), "everything is settled", 30)
+        except NotInTimeError as error:
+            error.add_note("\n".join(stored.unsettled()))
+            raise
+
+    def audit(self, index: int | None = None) -> dict[str, Any]:
+        """The auditor's report, from one node; it must have found nothing, in everything that the store has."""
+        assert self.stored is not None
+        report = self.get(self.live()[0] if index is None else index, "/audit")
+        assert report["violations"] == []
+        assert report["conversations"] == len(self.stored.conversations())
+        return report
+
+    def erase_everything(self) -> None:
+        """DELETE every conversation, at alternating nodes; then nothing of them may be left in the store."""
+        assert self.stored is not None
+        stored, live = self.stored, self.live()
+        for number, cid in enumerate(sorted(stored.conversations())):
+            answer = self.http.delete(f"{self.url(live[number % len(live)])}/api/conversations/{cid}")
+            assert answer.status_code == 204, f"DELETE {cid}: {answer.status_code} {answer.text}"
+        try:
+            wait_until_sync(lambda: not stored.leftovers(), "nothing is left in the store", 30)
+        except NotInTimeError as error:
+            error.add_note("\n".join(stored.leftovers()))
+            raise
+
+    # -- when a test fails ---------------------------------------------------------------------------------------
+
+    def report(self, failure: str) -> str:
+        """The ends of all logs, and the conversations: those that `failure` names, else the first few."""
+        parts: list[str] = []
+        for node in self.nodes:
+            code = node.process.process.poll() if node.process is not None else None
+            state = "running" if node.running else f"ended with {code}" if node.process is not None else "killed"
+            parts.append(f"=== {node.name} {node.url}: {state}")
+            parts += [line[:_WIDTH] for line in node.log()[-_TAIL:]]
+        if self.stored is not None and self.server is not None and self.server.running:
+            parts += self._conversations(failure)
+        return "\n".join(parts)
+
+    def _conversations(self, failure: str) -> Sequence[str]:
+        assert self.stored is not None
+        known = sorted(self.stored.conversations(), key=len, reverse=True)
+        named = [cid for cid in known if cid in failure]
+        out = [f"=== {len(known)} conversations; not settled: {self.stored.unsettled()}"]
+        for cid in (named or sorted(known))[:3]:
+            out.append(f"=== conversation {cid}: {self.stored.head(cid)}")
+            out += [f"({epoch}, {seq}) {text[:_WIDTH]}" for epoch, seq, text in self.stored.raw_log(cid)]
+        return out
