@@ -207,8 +207,10 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
 
 
 def test_a_store_of_ones_own(tmp_path: Path) -> None:
-    url = "redis://127.0.0.1:1/0"
+    url = "redis://:hidden@127.0.0.1:1/0"
     with cluster(tmp_path, "--redis", url, count=1) as up:
+        up.process.wait_for_error("up     | using the store at redis://127.0.0.1:1/0")
+        assert "hidden" not in "\n".join(up.process.errors)
         assert up.about(0)["redis_url"] == url
         assert len(up.descendants()) == 1
         assert not (tmp_path / ".convener/valkey").exists()

@@ -65,12 +65,13 @@ def up(
             valkey = EmbeddedValkey.prepare(_STATE / "valkey")
             store_url = valkey.url
         # Checked with all that the nodes will see: a contradiction shows once, and not once per node.
-        settings.replace(redis_url=store_url)
+        settings = settings.replace(redis_url=store_url)
         plan = Plan(
             app=app,
             host=settings.host,
             ports=list(range(port, last + 1)),
             store_url=store_url,
+            store_shown=settings.safe_redis_url,
             valkey=valkey,
             lock=lock.descriptor,
             drain_timeout=settings.drain_timeout,

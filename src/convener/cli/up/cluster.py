@@ -38,6 +38,7 @@ class Plan:
         host: address that the nodes listen on.
         ports: one per node.
         store_url: of the store that they share; may hold a password.
+        store_shown: the same without it.
         valkey: the server behind that URL if it is ours to run.
         lock: descriptor that says that somebody runs here.
         drain_timeout: seconds that a node may take to finish its work.
@@ -48,6 +49,7 @@ class Plan:
     host: str
     ports: list[int]
     store_url: str
+    store_shown: str | None
     valkey: EmbeddedValkey | None
     lock: int
     drain_timeout: float
@@ -103,7 +105,9 @@ class Cluster:
 
     async def _start(self) -> bool:
         """Start all and print the ready line; false if told to stop before."""
-        if self._store is not None and not await self._until_ready([self._store], _STORE_START_LIMIT):
+        if self._store is None:
+            self._say(f"using the store at {self._plan.store_shown}")
+        elif not await self._until_ready([self._store], _STORE_START_LIMIT):
             return False
         if not await self._until_ready(self._nodes, _START_LIMIT):
             return False
