@@ -76,7 +76,7 @@ async def test_a_lost_live_connection_is_noticed_at_the_next_ping(server: Server
 
 async def test_a_server_that_does_not_answer(server: Server, namespace: str, stack: AsyncExitStack) -> None:
     proxy = await stack.enter_async_context(Proxy(server.port))
-    link = HeartbeatLink(Endpoint(proxy.url), Keys(namespace), 0.3)
+    link = HeartbeatLink(Endpoint(proxy.url), Keys(namespace), 1)
     stack.callback(link.close)
     assert await asyncio.to_thread(link.renew, "n~1") == RenewReply("DEAD", 0)
     await asyncio.to_thread(link.hold_live, "n~1")
@@ -94,7 +94,7 @@ async def test_a_server_that_does_not_answer(server: Server, namespace: str, sta
 async def test_no_server_at_all(namespace: str) -> None:
     with Server() as gone:
         url = gone.url
-    with closing(HeartbeatLink(Endpoint(url), Keys(namespace), 0.3)) as link:
+    with closing(HeartbeatLink(Endpoint(url), Keys(namespace), 1)) as link:
         with pytest.raises(StoreUnavailable):
             await asyncio.to_thread(link.renew, "n~1")
         with pytest.raises(StoreUnavailable):

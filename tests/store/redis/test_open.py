@@ -167,7 +167,7 @@ async def test_passwords(own: Server) -> None:
 
 async def test_a_password_that_changes_while_the_store_is_open(own: Server) -> None:
     current = ["s3cret"]
-    store = RedisStore(f"redis://127.0.0.1:{own.port}/0", credentials=lambda: ("default", current[0]), deadline=0.5)
+    store = RedisStore(f"redis://127.0.0.1:{own.port}/0", credentials=lambda: ("default", current[0]), deadline=1)
     async with store:
         # A new user with the old name: connections of the old one end, ours come back only with the new password.
         own.ask("CONFIG", "SET", "requirepass", "fresh")
@@ -192,7 +192,7 @@ async def test_a_provider_that_fails_later_is_only_an_absent_store(own: Server) 
             raise RuntimeError("the vault is shut")
         return "default", "s3cret"
 
-    async with RedisStore(f"redis://127.0.0.1:{own.port}/0", credentials=credentials, deadline=0.3) as store:
+    async with RedisStore(f"redis://127.0.0.1:{own.port}/0", credentials=credentials, deadline=1) as store:
         broken[0] = True
         own.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         await wait_until(lambda: not store.statistics()[0].connected, "the loss is noticed")

@@ -139,7 +139,7 @@ async def test_subscribing_twice_replaces_the_handlers(store: RedisStore) -> Non
 async def test_a_subscription_that_is_not_confirmed_in_time_is_none(
     server: Server, namespace: str, stack: AsyncExitStack
 ) -> None:
-    store, proxy = await _through(stack, server, namespace, deadline=0.3, silence=60, probe_interval=60)
+    store, proxy = await _through(stack, server, namespace, deadline=1, silence=60, probe_interval=60)
     proxy.freeze(_ears)
     with pytest.raises(StoreUnavailable, match="confirm"):
         await Listener(store).subscribe()
@@ -270,7 +270,7 @@ async def test_a_channel_dropped_by_the_server_is_subscribed_again(
 
 
 async def test_the_canary_notices_a_frozen_subscriber(server: Server, namespace: str, stack: AsyncExitStack) -> None:
-    store, proxy = await _through(stack, server, namespace, probe_interval=0.1)
+    store, proxy = await _through(stack, server, namespace, probe_interval=0.3)
     listener = await Listener(store).subscribe()
     before = store.heard()
     await wait_until(lambda: store.heard() > before, "probes come back")
@@ -286,7 +286,7 @@ async def test_the_canary_notices_a_frozen_subscriber(server: Server, namespace:
 async def test_silence_is_noticed_when_no_probe_can_be_sent(
     server: Server, namespace: str, stack: AsyncExitStack
 ) -> None:
-    store, proxy = await _through(stack, server, namespace, probe_interval=0.1, silence=0.4, deadline=60)
+    store, proxy = await _through(stack, server, namespace, probe_interval=0.2, silence=1, deadline=60)
     listener = await Listener(store).subscribe()
     proxy.freeze()
     await wait_until(lambda: listener.gaps == 1, "a new connection is made")
@@ -296,19 +296,19 @@ async def test_silence_is_noticed_when_no_probe_can_be_sent(
 async def test_a_blocked_event_loop_is_not_taken_for_a_dead_server(
     server: Server, namespace: str, stack: AsyncExitStack
 ) -> None:
-    store, _ = await _through(stack, server, namespace, probe_interval=0.1, silence=0.2)
+    store, _ = await _through(stack, server, namespace, probe_interval=0.5, silence=1)
     listener = await Listener(store).subscribe()
-    for i in range(4):
-        time.sleep(0.5)  # noqa: ASYNC251  # what a blocking tool call does
+    for i in range(2):
+        time.sleep(1.5)  # noqa: ASYNC251  # what a blocking tool call does
         await listener.hears(b"%d" % i)
     assert (_connects(store), listener.gaps) == (1, 0)
 
 
 async def test_a_lively_connection_is_left_alone(server: Server, namespace: str, stack: AsyncExitStack) -> None:
-    store, _ = await _through(stack, server, namespace, probe_interval=0.05, silence=0.5, count_interval=0.05)
+    store, _ = await _through(stack, server, namespace, probe_interval=0.5, silence=3, count_interval=0.05)
     listener = await Listener(store).subscribe()
-    before = int(store.heard() * 1000)
-    await wait_until(lambda: store.heard() * 1000 > before + 1500, "thirty probes have come back")
+    before = store.heard()
+    await wait_until(lambda: store.heard() > before + 2, "several probes have come back")
     assert (_connects(store), listener.gaps) == (1, 0)
     assert store.statistics()[1].received == 0
 
@@ -333,10 +333,10 @@ async def test_a_hidden_count_is_no_mismatch(server: Server, namespace: str, sta
         server.url.replace("redis://", f"redis://{user}:pw@"),
         namespace=namespace,
         count_interval=0.05,
-        probe_interval=0.05,
+        probe_interval=0.5,
     )
     await stack.enter_async_context(store)
     listener = await Listener(store).subscribe()
     before = store.heard()
-    await wait_until(lambda: store.heard() > before + 0.5, "several rounds have passed")
+    await wait_until(lambda: store.heard() > before + 1, "several rounds have passed")
     assert (_connects(store), listener.gaps) == (1, 0)
