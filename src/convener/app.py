@@ -23,7 +23,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -106,7 +106,8 @@ class Convener:
 
     def agent(self, function: AgentT) -> AgentT:
         """The agent: one call per message, in order, one at a time per conversation. A plain function is run in a
-        thread. Raises `ConfigurationError` if there is one already."""
+        thread. Raises `ConfigurationError` if there is one already.
+        """
         if self._agent.function is not None:
             raise ConfigurationError("the application has an agent already")
         self._agent.function = function
@@ -114,7 +115,8 @@ class Convener:
 
     def rpc(self, name: str) -> Callable[[MethodT], MethodT]:
         """A method that can be called from anywhere and runs where the conversation is:
-        ``f(conversation, params)``, plain or async; it returns a JSON value."""
+        ``f(conversation, params)``, plain or async; it returns a JSON value.
+        """
         check_id(name, "name")
 
         def decorate(function: MethodT) -> MethodT:
@@ -143,7 +145,8 @@ class Convener:
 
     def authorize(self, function: AuthorizeT) -> AuthorizeT:
         """Who may do what: ``async f(identity, conversation_id, owner, action)`` returns True, False, or None to
-        leave it to the default (everybody their own)."""
+        leave it to the default (everybody their own).
+        """
         self._authorize = function
         return function
 
@@ -186,11 +189,12 @@ class Convener:
 
     def mount_on(self, other: Any, path: str = "/agents") -> None:
         """Mount on a Starlette or FastAPI application, whose lifespan has to be `lifespan`; Socket.IO is then at
-        ``path/socket.io/``."""
+        ``path/socket.io/``.
+        """
         other.mount(path, self)
 
     @asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
+    async def _running(self) -> AsyncGenerator[None]:
         if self._gateway is not None:
             raise ConfigurationError("the application runs already")
         settings = self.settings
@@ -246,7 +250,7 @@ class Convener:
 
 
 @contextmanager
-def _first_to_hear_of_the_end(gateway: Gateway) -> Iterator[None]:
+def _first_to_hear_of_the_end(gateway: Gateway) -> Generator[None]:
     """Begin the shutdown when the signal comes, then hand the signal on to the server's own handler.
 
     A server waits for open responses before it ends the lifespan, and an event stream has no end of its own.
@@ -283,7 +287,8 @@ def _first_to_hear_of_the_end(gateway: Gateway) -> Iterator[None]:
 
 def options_of(settings: Settings) -> NodeOptions:
     """The node's options out of the settings. Two processes of one command are two nodes, so a name that is not
-    given gets the process's id."""
+    given gets the process's id.
+    """
     name = settings.node_name or f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(2)}"
     return NodeOptions(
         name=name,

@@ -30,7 +30,7 @@ def store_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
 
 @pytest.fixture
 async def make_cluster(store_url: str | None) -> AsyncIterator[MakeCluster]:
-    """``await make_cluster(agent, nodes=3, …)``; what still runs at the end is ended, and the auditor finds nothing."""
+    """Makes clusters: ``await make_cluster(agent, nodes=3)``. At the end the auditor must find nothing; then they end."""
     async with AsyncExitStack() as stack:
 
         async def make(agent: Any = None, **options: Any) -> InProcessCluster:

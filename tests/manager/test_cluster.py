@@ -108,7 +108,7 @@ async def test_a_cursor_of_another_history_means_resync(make_cluster: MakeCluste
     cluster = await make_cluster(echo)
     whole = await join(cluster, 0, "c", "s")
     await cluster[0].send_event_to_conversation("c", {"text": "x"})
-    await wait_until(lambda: whole.replies(), "a reply arrives")
+    await wait_until(whole.replies, "a reply arrives")
     good = parse(whole.events[1]["cursor"])
     assert good is not None
     strange = [
@@ -119,7 +119,7 @@ async def test_a_cursor_of_another_history_means_resync(make_cluster: MakeCluste
     for number, cursor in enumerate(strange):
         sink = await join(cluster, 1, "c", f"strange{number}", after=cursor)
         await wait_until(lambda s=sink: s.named("joined"), "joined")
-        assert [name for name, _ in sink.sent][0] == "resync"
+        assert next(name for name, _ in sink.sent) == "resync"
         assert sink.events == whole.events
 
 
@@ -271,7 +271,7 @@ async def test_three_takeovers_give_a_turn_up(make_cluster: MakeCluster) -> None
     last = next(i for i, m in enumerate(cluster.managers) if m is not None)
     sink = await join(cluster, last, "c", "s")
     gate.open.set()
-    await wait_until(lambda: sink.replies(), "the next message is answered")
+    await wait_until(sink.replies, "the next message is answered")
     failed = [e for e in sink.events if e["kind"] == "turn_failed"]
     assert [(e["turn"], e["data"]["code"]) for e in failed] == [("t1", "too_many_takeovers")]
     assert [t for t, _ in gate.begun] == ["t1", "t1", "t1", "t2"]
@@ -293,7 +293,7 @@ async def test_a_clean_exit_leaves_nothing_behind(make_cluster: MakeCluster) -> 
     await cluster.leave(1)
     await cluster[2].send_event_to_conversation("c", {"text": "y"})
     late = await join(cluster, 2, "c", "late")
-    await wait_until(lambda: late.replies(), "it is answered on the last node")
+    await wait_until(late.replies, "it is answered on the last node")
     assert sink.events == late.events[: len(sink.events)]
 
 

@@ -83,7 +83,8 @@ async def events_of(store: Store, cid: str) -> list[dict[str, Any]]:
     from convener.core.view import START, Place
     from convener.manager.views import decode
 
-    cursor, out = Cursor(), []
+    cursor = Cursor()
+    out: list[dict[str, Any]] = []
     while True:
         page = await store.read(cid, cursor, 500)
         if page is None or not page.entries:

@@ -8,9 +8,11 @@ import threading
 import pytest
 
 from convener.core.membership import RenewReply
+from convener.core.model import NewMessage
 from convener.errors import StoreUnavailable
 from convener.manager import ClusteredConversationManager
-from convener.store.base import HeartbeatLink
+from convener.manager.turn import Turn
+from convener.store.base import HeartbeatLink, Store
 from convener.testing.cluster import InProcessCluster
 from tests.manager.conftest import MakeCluster, join
 from tests.manager.test_cluster import Gate, echo
@@ -83,6 +85,21 @@ async def test_a_short_silence_suspends_and_repeats_the_turn(make_cluster: MakeC
     await wait_until(lambda: sink.named("status")[-1]["status"] == "idle", "its clients see that it goes on")
 
 
+async def test_a_lapse_too_short_to_notice_stops_nobody(make_cluster: MakeCluster) -> None:
+    """What was to be written during the lapse is written after it, though the node never suspended."""
+    cluster = await make_cluster(echo, nodes=1)
+    sink = await join(cluster, 0, "c", "s")
+    await wait_until(lambda: sink.named("joined"), "joined")
+    node = cluster[0].engine.node
+    real, node.lease.valid = node.lease.valid, lambda: False
+    await cluster[0].engine.node.store.send("c", NewMessage("m", "u", '{"text":"x"}'), max_pending=9)
+    runner = cluster[0].engine.runner("c")
+    assert runner is not None
+    await wait_until(lambda: runner.status == "running", "the message has arrived while the lease is not good")
+    node.lease.valid = real
+    await wait_until(lambda: sink.replies() == [{"text": "x"}], "it is answered all the same")
+
+
 async def test_a_buried_node_writes_nothing_more_and_lives_anew(make_cluster: MakeCluster) -> None:
     gate = Gate()
     cluster = await make_cluster(gate)
@@ -96,7 +113,7 @@ async def test_a_buried_node_writes_nothing_more_and_lives_anew(make_cluster: Ma
     store = cluster[1].engine.node.store
     await wait_until(lambda: store.is_buried(old), "the silent node is reaped", limit=30)
     gate.open.set()
-    await wait_until(lambda: elsewhere.replies(), "another node answers")
+    await wait_until(elsewhere.replies, "another node answers")
     switch.cut.clear()
     await wait_until(lambda: manager.engine.node.incarnation != old, "it begins a new life")
     await wait_until(lambda: manager.readiness().ready and manager.engine.node.lease.valid(), "it is ready again")
@@ -112,12 +129,12 @@ async def test_a_buried_node_writes_nothing_more_and_lives_anew(make_cluster: Ma
     assert await _empty(store, old)
 
 
-async def _empty(store: object, incarnation: str) -> bool:
+async def _empty(store: Store, incarnation: str) -> bool:
     return await wait_until(lambda: _no_records(store, incarnation), "the dead life's hash is empty")
 
 
-async def _no_records(store: object, incarnation: str) -> bool:
-    _, records, _ = await store.node_records(incarnation)  # type: ignore[attr-defined]
+async def _no_records(store: Store, incarnation: str) -> bool:
+    _, records, _ = await store.node_records(incarnation)
     return not records
 
 
@@ -136,8 +153,8 @@ async def test_two_nodes_never_act_at_once(make_cluster: MakeCluster) -> None:
     running: set[str] = set()
     overlaps: list[str] = []
 
-    async def agent(turn: object) -> None:
-        cid = turn.conversation.id  # type: ignore[attr-defined]
+    async def agent(turn: Turn) -> None:
+        cid = turn.conversation.id
         if cid in running:
             overlaps.append(cid)
         running.add(cid)

@@ -107,9 +107,9 @@ async def test_evict_idle_takes_the_longest_idle_and_keeps_its_sockets(make_clus
     await wait_until(lambda: _statuses(sinks[evicted])[-1:] == ["hibernated"], "its client is told")
     assert not sinks[evicted].disconnected.is_set()
     gate.open.set()
-    await wait_until(lambda: sinks[0].replies(), "the working one was not disturbed")
+    await wait_until(sinks[0].replies, "the working one was not disturbed")
     await cluster[0].send_event_to_conversation(f"c{evicted}", {"text": "wake"})
-    await wait_until(lambda: sinks[evicted].replies(), "the evicted one answers its next message")
+    await wait_until(sinks[evicted].replies, "the evicted one answers its next message")
     assert len(await store.slots("u")) == 3
 
 

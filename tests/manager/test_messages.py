@@ -113,7 +113,11 @@ async def test_update_state_writes_the_hash_and_publishes_a_batch(make_cluster: 
     heard: list[Any] = []
     peer = cluster[1].engine.node.store
     await peer.unsubscribe(peer.channel("sync"))
-    await peer.subscribe(peer.channel("sync"), lambda raw: heard.append(msgspec.json.decode(raw)), lambda: None)
+
+    def hear(raw: bytes) -> None:
+        heard.append(msgspec.json.decode(raw))
+
+    await peer.subscribe(peer.channel("sync"), hear, lambda: None)
     await cluster[0].maybe_start_agent_loop("c", user_id="u")
     await cluster[0]._update_state_in_redis()
     incarnation = cluster[0].engine.node.incarnation

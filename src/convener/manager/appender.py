@@ -109,6 +109,7 @@ class Appender:
         self._under_way = 0
         self._landed = asyncio.Event()
         self._retrying = False
+        self._lapsed = False
         self._closed = False
         self.sent_seq = seq
         """The seq after everything that was sent."""
@@ -141,6 +142,7 @@ class Appender:
         """Send what waits, as far as chain and lease allow. Called again when either improves."""
         while self._waiting and len(self._flying) < CHAIN and not self._retrying and not self._closed:
             if not self._lease.valid():
+                self._wait_for_lease()
                 return
             update = self._waiting.popleft()
             request = AppendRequest(
@@ -159,6 +161,23 @@ class Appender:
             self.sent_seq = batch.end
             self._flying.append(batch)
             self._send(batch)
+
+    def _wait_for_lease(self) -> None:
+        """Push again when the lease is good. A lapse may be too short for the node to notice and suspend, and then
+        nobody else would.
+        """
+        if not self._lapsed and not self._lease.ended:
+            self._lapsed = True
+            self._node.supervisor.spawn(f"await the lease {self._cid}", self._push_when_valid())
+
+    async def _push_when_valid(self) -> None:
+        try:
+            await self._lease.wait_valid()
+        except OwnershipLost:
+            return
+        finally:
+            self._lapsed = False
+        self.push()
 
     def _send(self, batch: Batch) -> None:
         self._under_way += 1
@@ -228,8 +247,7 @@ class Appender:
                 if not ticket.written.done():
                     ticket.written.set_result(None)
             entries = [
-                LogEntry(request.epoch, request.expected + i, text)
-                for i, text in enumerate(request.events, start=1)
+                LogEntry(request.epoch, request.expected + i, text) for i, text in enumerate(request.events, start=1)
             ]
             self._owner.committed(entries)
 

@@ -219,9 +219,7 @@ class ConversationManager(ABC):
         """
 
     @abstractmethod
-    async def call(
-        self, conversation_id: str, method: str, params: Any = None, timeout: float = 30.0
-    ) -> Any:
+    async def call(self, conversation_id: str, method: str, params: Any = None, timeout: float = 30.0) -> Any:
         """Call a method of the owner, wherever it is.
 
         Raises:

@@ -30,7 +30,8 @@ Service = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
 class Envelope(msgspec.Struct, omit_defaults=True):
     """A message of a node's channel. `t` is ``req``, ``rep`` or ``cancel``; `left` is seconds; of an error, `kind`
-    is its class's code and `code` its own."""
+    is its class's code and `code` its own.
+    """
 
     t: str
     id: str
@@ -167,7 +168,8 @@ class Calls:
             if service is None:
                 raise OwnerUnavailable(f"the node does not know {request.method}", code="unknown_method")
             async with asyncio.timeout(request.left):
-                body = cast(dict[str, Any], request.body) if isinstance(request.body, dict) else {}
+                raw: Any = request.body
+                body = cast(dict[str, Any], raw) if isinstance(raw, dict) else {}
                 answer.body = await service(body)
         except TimeoutError:
             return

@@ -117,9 +117,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         await self._calls.open()
         await self._members.join()
         # Who renews before it is a member would be told that it is dead.
-        heartbeat = Heartbeat(
-            node, node.store.heartbeat_link, self._members.info, self._on_version, self._rebirth.set
-        )
+        heartbeat = Heartbeat(node, node.store.heartbeat_link, self._members.info, self._on_version, self._rebirth.set)
         self._heartbeat = heartbeat
         heartbeat.start()
         await node.lease.wait_valid(node.options.start_timeout)
@@ -264,9 +262,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         else:
             user = message.get("user_id", known[1].user if known is not None else "")
             at = epoch if epoch is not None else known[1].epoch if known is not None else 0
-            record = Record(
-                cid, str(user), cast(LoopStatus, status), at, str(message.get("nonce", "")), since
-            )
+            record = Record(cid, str(user), cast(LoopStatus, status), at, str(message.get("nonce", "")), since)
             directory.put(source, record)
         view = self.engine.views.get(cid)
         if view is None:

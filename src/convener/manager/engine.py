@@ -24,8 +24,8 @@ from convener.errors import (
     LimitExceeded,
     NotAuthorized,
     NotFound,
-    OwnerUnavailable,
     OwnershipLost,
+    OwnerUnavailable,
     StoreUnavailable,
 )
 from convener.ids import new_nonce
@@ -83,9 +83,7 @@ class Engine:
         runner = Runner(self.node, self, view, meta, reason)
         self.runners[view.cid] = runner
         view.listener = runner
-        log.info(
-            "conversation owned", conversation_id=view.cid, epoch=meta.epoch, reason=reason, strikes=meta.strikes
-        )
+        log.info("conversation owned", conversation_id=view.cid, epoch=meta.epoch, reason=reason, strikes=meta.strikes)
         self.runner_changed(runner)
         return runner
 
@@ -206,9 +204,7 @@ class Engine:
         if await self.node.store.erase(cid) == "OK":
             await self.node.store.unindex(user, cid)
 
-    async def send(
-        self, cid: str, message: NewMessage, *, known: bool, reject_busy: bool
-    ) -> SendResult:
+    async def send(self, cid: str, message: NewMessage, *, known: bool, reject_busy: bool) -> SendResult:
         """SEND, then make sure that somebody answers (I11). Only then is it acknowledged.
 
         Args:
@@ -417,5 +413,3 @@ class Engine:
         """Forget every client of this node."""
         for connection in list(self.feeds):
             await self.leave(connection)
-
-

@@ -146,4 +146,3 @@ class Members:
                         await self._node.store.forget(incarnation, DEAD_KEPT_MS)
             except ConvenerError as error:
                 log.info("cannot forget", error=str(error))
-

@@ -61,9 +61,7 @@ class Records:
         """A conversation that is owned here changed."""
         if runner.incarnation != self._node.incarnation:
             return
-        record = Record(
-            runner.cid, runner.user, status, runner.epoch, runner.nonce, runner.since, self._version
-        )
+        record = Record(runner.cid, runner.user, status, runner.epoch, runner.nonce, runner.since, self._version)
         self._records[runner.cid] = record
         self._node.directory.put(self._node.incarnation, record)
         self._dirty[runner.cid] = None
@@ -155,9 +153,7 @@ class Records:
         if incarnation != self._node.incarnation:
             return
         self._forget_told(changed, removed, joined, left)
-        self._node.directory.apply(
-            Batch(incarnation, version, tuple(changed), tuple(removed), joined, tuple(left))
-        )
+        self._node.directory.apply(Batch(incarnation, version, tuple(changed), tuple(removed), joined, tuple(left)))
         if self._publish:
             news = {r.conversation_id for r in changed} - self._told
             self._told |= news

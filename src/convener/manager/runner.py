@@ -68,9 +68,7 @@ class Host(Protocol):
 class Runner:
     """One owned conversation. All methods run on the node's event loop."""
 
-    def __init__(
-        self, node: NodeContext, host: Host, view: View, meta: Meta, reason: ClaimReason
-    ) -> None:
+    def __init__(self, node: NodeContext, host: Host, view: View, meta: Meta, reason: ClaimReason) -> None:
         self._node = node
         self._host = host
         self.view = view

@@ -182,9 +182,7 @@ class Starter:
         """Whether `owner` counts as owner. One that is this node, without a runner, is a start to finish."""
         return bool(owner) and owner not in self._node.buried and not self._node.owns(owner)
 
-    async def _attempt(
-        self, meta: Meta, cid: str, read: Slot | None, reason: ClaimReason
-    ) -> Started | Meta | None:
+    async def _attempt(self, meta: Meta, cid: str, read: Slot | None, reason: ClaimReason) -> Started | Meta | None:
         attempt = _Attempt(cid, meta, new_nonce(), self._node.incarnation)
         try:
             await self._records.begin(cid, meta.user, meta.epoch, attempt.nonce)
@@ -214,9 +212,7 @@ class Starter:
         limit = await self._raised_limit(attempt.meta.user)
         attempt.slot = True
         reply = await self._repeat(
-            lambda: self._node.store.reserve(
-                attempt.meta.user, attempt.cid, slot, raised_limit=limit, read=read
-            )
+            lambda: self._node.store.reserve(attempt.meta.user, attempt.cid, slot, raised_limit=limit, read=read)
         )
         if reply.outcome != "OK":
             attempt.slot = False

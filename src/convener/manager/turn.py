@@ -131,11 +131,13 @@ class Conversation:
                 inputs[turn] = event["data"]["data"]
             elif kind == "reply":
                 replies.setdefault(turn, []).append(event["data"])
-            elif kind in ("turn_done", "turn_interrupted") and turn in inputs:
-                if self._before is None or wire.turn_position(turn) < self._before:
-                    out.append({"role": "user", "data": inputs.pop(turn)})
-                    out += [{"role": "assistant", "data": data} for data in replies.pop(turn, [])]
+            elif kind in ("turn_done", "turn_interrupted") and turn in inputs and self._is_before(turn):
+                out.append({"role": "user", "data": inputs.pop(turn)})
+                out += [{"role": "assistant", "data": data} for data in replies.pop(turn, [])]
         return out if limit is None else out[-limit:] if limit > 0 else []
+
+    def _is_before(self, turn: str) -> bool:
+        return self._before is None or wire.turn_position(turn) < self._before
 
 
 class Turn:
@@ -185,7 +187,7 @@ class Turn:
         self._pieces.clear()
         self._hold("reply", data)
 
-    async def stream(self, piece: Any, part: str = "text", type: str = "text") -> None:
+    async def stream(self, piece: Any, part: str = "text", type: str = "text") -> None:  # noqa: A002 - the interface's name
         """Answer piece by piece. Pieces of one part are joined; at the end of the turn they become one `reply`,
         ``{part: joined}``, unless `reply` is called. Raises `PayloadTooLarge`.
         """
