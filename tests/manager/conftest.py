@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 from convener.testing.cluster import InProcessCluster, RecordingSink
 from tests.support.servers import FLAVOURS, Flavour, Server, binary
@@ -28,9 +29,16 @@ def store_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
         yield server.url
 
 
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[None]:
+    """A call of ours that would block the event loop fails the test."""
+    with blockbuster_ctx("convener.manager"):
+        yield
+
+
 @pytest.fixture
 async def make_cluster(store_url: str | None) -> AsyncIterator[MakeCluster]:
-    """Makes clusters: ``await make_cluster(agent, nodes=3)``. At the end the auditor must find nothing; then they end."""
+    """Makes clusters. At the end of the test the auditor must find nothing in each; then they end."""
     async with AsyncExitStack() as stack:
 
         async def make(agent: Any = None, **options: Any) -> InProcessCluster:
