@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 import typer
 
-from convener.app import Convener
 from convener.cli.loading import DEFAULT_APPLICATION, load_application
 from convener.cli.logs import configure_logging
 from convener.cli.server import run_server
 from convener.settings import Settings
+
+if TYPE_CHECKING:
+    from convener.app import Convener
 
 # How a flag reaches an application that makes its own settings.
 _VARIABLES = {
@@ -78,8 +81,16 @@ def serve(
     if redis is not None:
         os.environ.pop("CONVENER_REDIS_URL_FILE", None)
     application = load_application(app)
-    settings = application.settings.replace(**given) if isinstance(application, Convener) else Settings(**given)
-    if isinstance(application, Convener):
+    if _is_convener(application):
+        settings = application.settings.replace(**given)
         application.configure(settings)
+    else:
+        settings = Settings(**given)
     configure_logging(settings.log_format)
     run_server(application, settings)
+
+
+def _is_convener(application: object) -> TypeGuard[Convener]:
+    """Whether it is one of ours; nothing is imported for that, since whoever made one has imported it."""
+    module = sys.modules.get("convener.app")
+    return module is not None and isinstance(application, module.Convener)
