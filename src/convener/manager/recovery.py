@@ -119,7 +119,8 @@ class Recovery:
             # A claim of the dead may be on its way: raise the epoch before the record goes.
             if await store.disown(cid, "", meta.epoch) != "OK":
                 return
-            if meta.position > meta.done and not await self._claim(cid, began):
+            waits = meta.position > meta.done or await self._was_queued(cid, record.user)
+            if waits and not await self._claim(cid, began):
                 return
         elif meta is not None and meta.owner and self._engine.is_answering(cid, meta.owner) is False:
             return
@@ -129,6 +130,11 @@ class Recovery:
     def _has_work(self, cid: str, meta: Meta) -> bool:
         view = self._engine.views.get(cid)
         return meta.position > meta.done or (view is not None and bool(view.feeds))
+
+    async def _was_queued(self, cid: str, user: str) -> bool:
+        """Whether its start waits in the name of a buried node: nobody tries it any more, and it keeps its place."""
+        waiting = await self._node.store.waiting(user) if user else ()
+        return any(w.conversation_id == cid and w.incarnation in self._node.buried for w in waiting)
 
     async def _claim(self, cid: str, began: float) -> bool:
         """Take it over, under the slot that is there. True if somebody alive owns it or looks after it now."""
