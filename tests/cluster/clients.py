@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 import aiohttp
 import socketio
+from socketio.exceptions import ConnectionError as SocketConnectionError
 
 from tests.support.waiting import TIME_SCALE, wait_until
 
@@ -31,6 +32,7 @@ class Client:
         events: the log entries among them.
         cursor: of the last log entry; a stock client hands it over when it comes back by itself.
         closes: WebSocket close code of every connection that ended.
+        refusals: data of every CONNECT_ERROR.
     """
 
     sio: Any
@@ -40,6 +42,7 @@ class Client:
     events: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     cursor: str | None = None
     closes: list[int | None] = field(default_factory=list[int | None])
+    refusals: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def take(self, event: str, *arguments: Any) -> None:
         """Record what the server said."""
@@ -48,6 +51,10 @@ class Client:
         if event == "event":
             self.events.append(payload)
             self.cursor = payload["cursor"]
+
+    def note_refusal(self, error: dict[str, Any]) -> None:
+        """Record why a connection was refused."""
+        self.refusals.append(error["data"])
 
     def note_close(self, *_: object) -> None:
         """Record how the connection ended."""
@@ -136,6 +143,7 @@ class Clients:
         client = Client(sio, cid, name or f"client {len(self._made)} of {cid}")
         sio.on("*", client.take)
         sio.on("disconnect", client.note_close)
+        sio.on("connect_error", client.note_refusal)
 
         def auth() -> dict[str, Any]:
             since = {"after": client.cursor} if client.cursor is not None else {}
@@ -146,6 +154,16 @@ class Clients:
         if joined:
             await client.wait_named("joined")
         return client
+
+    async def refused(self, url: str, cid: str, **hello: Any) -> dict[str, Any]:
+        """The data of the refusal that a client gets instead of a connection."""
+        try:
+            await self.join(url, cid, joined=False, **hello)
+        except SocketConnectionError:
+            refusals = self._made[-1].refusals
+            assert len(refusals) == 1, refusals
+            return refusals[0]
+        raise AssertionError(f"{cid} was joined, though it should have been refused")
 
     async def aclose(self) -> None:
         """End all clients."""

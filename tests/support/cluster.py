@@ -29,13 +29,14 @@ _WIDTH: Final = 600
 
 @dataclass(eq=False)
 class Node:
-    """One node through all its lives. `directory` is where it runs."""
+    """One node through all its lives. `directory` is where it runs; `ready` that this life has been seen to be."""
 
     name: str
     directory: Path
     process: RunningProcess | None = None
     former: list[RunningProcess] = field(default_factory=list[RunningProcess])
     url: str = ""
+    ready: bool = False
 
     @property
     def running(self) -> bool:
@@ -100,6 +101,7 @@ class Cluster:
         self._directory.cleanup()
 
     def _spawn(self, node: Node) -> None:
+        node.ready = False
         command = ["serve", *(["agent_under_test:app"] if self._app is not None else [])]
         # The first start takes a free port, later ones that same port: clients know the address.
         command += ["--port", str(httpx.URL(node.url).port) if node.url else "0", "--node-name", node.name]
@@ -130,6 +132,7 @@ class Cluster:
             return answer.status_code == 200 and answer.json()["status"] == "ready"
 
         wait_until_sync(is_ready, f"{node.name} is ready", START_LIMIT, retry_on=httpx.TransportError)
+        node.ready = True
 
     # -- what is done to nodes -----------------------------------------------------------------------------------
 
@@ -174,14 +177,18 @@ class Cluster:
         self._spawn(self.nodes[index])
         self.wait_ready(index)
 
-    def heal(self) -> None:
-        """Have every node running and ready."""
+    def respawn(self) -> None:
+        """Let frozen nodes go on, start those whose processes are gone; `heal` waits for them."""
         for index, node in enumerate(self.nodes):
             if node.running:
                 self.cont(index)
             else:
                 self._bury(node)
                 self._spawn(node)
+
+    def heal(self) -> None:
+        """Have every node running and ready."""
+        self.respawn()
         for index in range(len(self.nodes)):
             self.wait_ready(index)
 
@@ -196,8 +203,8 @@ class Cluster:
     # -- what they say -------------------------------------------------------------------------------------------
 
     def live(self) -> list[int]:
-        """Indices of the nodes whose processes are there."""
-        return [index for index, node in enumerate(self.nodes) if node.running]
+        """Indices of the nodes that were ready and have not been ended since."""
+        return [index for index, node in enumerate(self.nodes) if node.running and node.ready]
 
     def get(self, index: int, path: str, **params: Any) -> Any:
         """The JSON of a successful GET of `/api` + path."""
