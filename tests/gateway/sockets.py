@@ -12,7 +12,10 @@ import socketio
 from socketio.exceptions import ConnectionError as Refused
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.gateway.support import Node
 from tests.support.waiting import wait_until
+
+ALICE: dict[str, Any] = {"conversation_id": "c1", "user_id": "alice"}
 
 
 class Client:
@@ -127,3 +130,16 @@ async def raw(url: str, origin: Any = None) -> AsyncGenerator[Raw]:
         finally:
             with suppress(Exception):
                 await socket.close()
+
+
+async def forgotten(node: Node) -> None:
+    """Nothing is left of any client, anywhere."""
+    sessions = node.gateway.context.sessions
+    await wait_until(lambda: len(sessions) == 0, "all sessions are closed")
+    await wait_until(lambda: not node.sio.environ, "no transport is open")
+
+    async def unknown() -> bool:
+        return not await node.manager.get_connections()
+
+    await wait_until(unknown, "the manager knows no connection")
+    assert node.metric("convener_connections", transport="websocket") == 0

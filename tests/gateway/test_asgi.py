@@ -17,17 +17,16 @@ from starlette.routing import Mount
 from convener.errors import ConfigurationError, ConvenerError, StoreUnavailable
 from convener.gateway import asgi
 from convener.gateway.asgi import Gateway
-from convener.gateway.socketio import make_server
+from convener.gateway.auth import Identity
+from convener.gateway.socketio import SocketGateway, make_server
 from convener.manager.ops import Readiness
 from convener.manager.standalone import StandaloneConversationManager
 from convener.settings import Settings
 from convener.telemetry.metrics import Metrics
-from tests.gateway.sockets import connected, raw
+from tests.gateway.sockets import ALICE, connected, raw
 from tests.gateway.support import Node, listening, running, serving
 from tests.gateway.test_http import create
 from tests.support.waiting import wait_until
-
-ALICE: dict[str, Any] = {"conversation_id": "c1", "user_id": "alice"}
 
 
 def bare() -> Gateway:
@@ -303,10 +302,14 @@ async def test_open_connections_are_looked_at_again_and_again(monkeypatch: pytes
     monkeypatch.setattr(asgi, "INTERVAL", 0.01)
     banned: set[str | None] = set()
 
-    async def who(token: str | None, headers: Any) -> Any:
-        from convener.gateway.auth import Identity
-
+    async def who(token: str | None, headers: Any) -> Identity | None:
         return None if token in banned else Identity(token)
+
+    async def spare(self: SocketGateway, seen: set[str]) -> set[str]:
+        # At this pace a client that is slow to say hello would be cut off for that.
+        return set()
+
+    monkeypatch.setattr(SocketGateway, "sweep", spare)
 
     async with (
         serving(settings={"auth": "hook"}, authenticate=who) as node,
@@ -315,6 +318,12 @@ async def test_open_connections_are_looked_at_again_and_again(monkeypatch: pytes
         await client.until("joined")
         banned.add("alice")
         assert await client.is_cut_off()
+
+
+async def test_a_transport_that_never_says_hello_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "INTERVAL", 0.01)
+    async with serving() as node, raw(node.url):
+        await wait_until(lambda: not node.sio.environ, "the silent transport is closed")
 
 
 async def test_a_crash_of_the_background_work_is_survived_and_counted(

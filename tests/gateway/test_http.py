@@ -349,6 +349,25 @@ async def test_a_cursor_of_another_log_is_noticed(node: Node) -> None:
     assert seqs(page) == list(range(1, last + 1))
 
 
+async def test_a_conversation_that_waits_for_its_slot_has_an_empty_log() -> None:
+    async with running(settings={"max_concurrent_conversations": 1, "limit_policy": "queue"}) as node:
+        await create(node, "c0", user_id="alice")
+        await create(node, "c1", user_id="alice")
+        empty = await log(node)
+        assert (empty["events"], empty["resync"]) == ([], False)
+        # Its cursor is good for what will come.
+        assert (await log(node, after=empty["next"])) == empty
+        assert await log(node, after="othergeneration.1.1") == empty | {"resync": True}
+        assert await log(node, before=5) == empty | {"next": None}
+        await node.http.post("/api/conversations/c0/stop")
+
+        async def begun() -> list[Any]:
+            return (await log(node, after=empty["next"]))["events"]
+
+        (opened,) = await wait_until(begun, "c1 has got the slot")
+        assert (opened["seq"], opened["kind"]) == (1, "open")
+
+
 # --- calls ----------------------------------------------------------------------------------------------------
 
 

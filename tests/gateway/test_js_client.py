@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.sockets import connected
+from tests.gateway.sockets import ALICE, connected
 from tests.gateway.support import Node
 from tests.support.jsclient import javascript_client, missing
 
 # Without Node.js there is no JavaScript client to test; `make test` installs both.
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
-
-ALICE = {"conversation_id": "c1", "user_id": "alice"}
 
 
 async def test_both_stock_clients_see_the_same(served: Node) -> None:

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from socketio import packet
 
 from convener.gateway.packets import MALFORMED, Codec, StrictPacket, filter_frames
-from tests.gateway.sockets import raw
+from tests.gateway.sockets import ALICE, raw
 from tests.gateway.support import Node
 from tests.support.waiting import wait_until
 
-ALICE: dict[str, Any] = {"conversation_id": "c1", "user_id": "alice"}
 DEEP = "[" * 20_000
 
 # Frames that Engine.IO or python-socketio would die on, or misunderstand. None of them has an id to answer.

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import pytest
 
 from convener.gateway import socketio as doors
-from convener.gateway.auth import Identity
-from tests.gateway.issuer import SECRET, sign
-from tests.gateway.sockets import connected, raw, refusal
+from tests.gateway.sockets import ALICE, connected, forgotten, raw, refusal
 from tests.gateway.support import MAX_PAYLOAD, Node, serving
 from tests.gateway.test_http import answered, create, say
 from tests.support.waiting import wait_until
-
-ALICE: dict[str, Any] = {"conversation_id": "c1", "user_id": "alice"}
-
-
-async def forgotten(node: Node) -> None:
-    """Nothing is left of any client, anywhere."""
-    sessions = node.gateway.context.sessions
-    await wait_until(lambda: len(sessions) == 0, "all sessions are closed")
-    await wait_until(lambda: not node.sio.environ, "no transport is open")
-
-    async def unknown() -> bool:
-        return not await node.manager.get_connections()
-
-    await wait_until(unknown, "the manager knows no connection")
-    assert node.metric("convener_connections", transport="websocket") == 0
-
 
 # --- coming ---------------------------------------------------------------------------------------------------
 
@@ -349,80 +330,6 @@ async def test_malformed_events_are_answered_and_nothing_else(served: Node) -> N
         assert [entry["data"]["data"] for entry in log if entry["kind"] == "input"] == ["still here"]
 
 
-# --- going ----------------------------------------------------------------------------------------------------
-
-
-async def test_an_expired_token_cuts_the_client_off() -> None:
-    async with serving(settings={"auth": "jwt", "jwt_secret": SECRET, "jwt_leeway": 0.0}) as node:
-        lasting = sign(exp=int(time.time()) + 3600)
-        short = sign(exp=int(time.time()) + 3600, sub="bob")
-        async with (
-            connected(node.url, {"conversation_id": "c1", "token": lasting}) as alice,
-            connected(node.url, {"conversation_id": "c2", "token": short}) as bob,
-        ):
-            sessions = node.gateway.context.sessions
-            for session in sessions.all():
-                if session.conversation_id == "c2":
-                    session.identity = Identity("bob", expires_at=time.time() - 1)
-            await sessions.recheck()
-            assert await bob.is_cut_off()
-            assert alice.io.connected
-            assert (await alice.call("message", {"data": 1}))["status"] == "accepted"
-        await forgotten(node)
-
-
-async def test_the_application_may_change_its_mind() -> None:
-    banned: set[str | None] = set()
-    down = False
-
-    async def who(token: str | None, headers: Any) -> Identity | None:
-        if down:
-            raise ConnectionError("no directory")
-        return None if token in banned else Identity(token)
-
-    async with serving(settings={"auth": "hook"}, authenticate=who) as node:
-        async with (
-            connected(node.url, {"conversation_id": "c1", "token": "alice"}) as alice,
-            connected(node.url, {"conversation_id": "c2", "token": "bob"}) as bob,
-        ):
-            sessions = node.gateway.context.sessions
-            banned.add("bob")
-            down = True
-            await sessions.recheck()
-            assert len(sessions) == 2, "an outage of the application must not end conversations"
-            down = False
-            await sessions.recheck()
-            assert await bob.is_cut_off()
-            assert alice.io.connected
-        await forgotten(node)
-
-
-async def test_clients_that_vanish_are_forgotten(served: Node) -> None:
-    async with raw(served.url) as socket:
-        await socket.join(ALICE)
-        socket.socket.transport.abort()
-    async with raw(served.url) as socket:
-        await socket.join(ALICE)
-        await socket.send("41")
-        await wait_until(lambda: len(served.gateway.context.sessions) == 0, "the namespace is left")
-    async with raw(served.url) as socket:
-        await socket.join(ALICE)
-        await socket.send("1")
-    await forgotten(served)
-
-
-async def test_a_transport_without_a_connection_is_swept(served: Node) -> None:
-    sockets = served.gateway.sockets
-    async with raw(served.url) as silent, connected(served.url, ALICE):
-        await silent.receive()
-        seen = await sockets.sweep(set())
-        assert len(seen) == 1
-        assert await sockets.sweep(seen) == set()
-        await wait_until(lambda: len(served.sio.environ) == 1, "the silent transport is closed")
-        assert len(served.gateway.context.sessions) == 1
-    await forgotten(served)
-
-
 # --- polling --------------------------------------------------------------------------------------------------
 
 
@@ -453,3 +360,24 @@ async def test_polling_works_where_it_is_on() -> None:
         await wait_until(lambda: len(node.gateway.context.sessions) == 0, "all sessions are closed")
         assert node.metric("convener_connections", transport="polling") == 0
         assert node.metric("convener_connections", transport="websocket") == 0
+
+
+async def test_a_client_that_leaves_while_it_joins_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(transports=("polling",)) as node:
+        joining, go = asyncio.Event(), asyncio.Event()
+        join = node.manager.join_conversation
+
+        async def slow(*arguments: Any, **options: Any) -> Any:
+            joining.set()
+            await go.wait()
+            return await join(*arguments, **options)
+
+        monkeypatch.setattr(node.manager, "join_conversation", slow)
+        opened = await node.http.get("/socket.io/?EIO=4&transport=polling")
+        path = f"/socket.io/?EIO=4&transport=polling&sid={json.loads(opened.text[1:])['sid']}"
+        hello = asyncio.create_task(node.http.post(path, content="40" + json.dumps(ALICE)))
+        await asyncio.wait_for(joining.wait(), 20)
+        await node.http.post(path, content="1")
+        go.set()
+        await hello
+        await forgotten(node)

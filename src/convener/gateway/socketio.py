@@ -81,9 +81,15 @@ def _quiet(name: str) -> Any:
 
 @dataclass(slots=True)
 class _Client:
-    """What handlers keep per connection. `order` makes messages enter in the order in which they were sent."""
+    """What handlers keep per connection.
+
+    Attributes:
+        sender: whose messages its messages are; not always the conversation's own user.
+        order: makes messages enter in the order in which they were sent.
+    """
 
     conversation_id: str
+    sender: str | None
     order: asyncio.Lock = field(default_factory=asyncio.Lock)
     under_way: int = 0
 
@@ -162,7 +168,7 @@ class SocketGateway:
             await context.manager.disconnect_from_session(sid)
             raise OwnerUnavailable("the connection is gone")
         transport = str(self._sio.transport(sid, _NAMESPACE))
-        self._clients[sid] = _Client(cid)
+        self._clients[sid] = _Client(cid, context.access.user(caller, hello.user_id) or None)
         context.sessions.add(Session(sid, cid, transport, caller, token, headers, lambda: self._close(sid)))
 
     async def _close(self, sid: str) -> None:
@@ -232,8 +238,13 @@ class SocketGateway:
     async def _message(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
         body = _parse(schemas.MessageBody, payload)
         async with client.order:
-            result = await self._context.manager.send_to_event_stream(
-                sid, body.data, message_id=body.message_id, overlap=body.overlap
+            await self._allowed(sid, client, "send")
+            result = await self._context.manager.send_event_to_conversation(
+                client.conversation_id,
+                body.data,
+                user_id=client.sender,
+                message_id=body.message_id,
+                overlap=body.overlap,
             )
         return schemas.accepted(result)
 
@@ -253,7 +264,7 @@ class SocketGateway:
         result = await self._context.manager.call(client.conversation_id, body.method, body.params, body.timeout)
         return {"result": result}
 
-    async def _allowed(self, sid: str, client: _Client, action: Literal["stop", "resume", "call"]) -> None:
+    async def _allowed(self, sid: str, client: _Client, action: Literal["send", "stop", "resume", "call"]) -> None:
         session = self._context.sessions.find(sid)
         if session is None:
             raise NotFound("this connection is not open (any more)")
