@@ -3,6 +3,7 @@
 -- KEYS 1 conversations of the user
 -- ARGV 1 limit  2 activity (ms) of the place ('' for the beginning)  3 cid of the place
 -- ->   {cid, activity, …}
+if ARGV[1] == '0' then return {} end
 local first = 0
 if ARGV[2] ~= '' then
   -- Ranks, not scores: any number of conversations may share one ms. Bisect among those that do.

@@ -1,0 +1,1 @@
+"""The checks of the store contract, one module per group of keys; `convener.testing.contract` runs them."""
