@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import pytest
+import structlog
 from blockbuster import blockbuster_ctx
 
 from convener.testing.cluster import InProcessCluster, RecordingSink
@@ -32,8 +33,11 @@ def store_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
 @pytest.fixture(autouse=True)
 def no_blocking_calls() -> Iterator[None]:
     """A call of ours that would block the event loop fails the test."""
+    # A traceback for people reads source files; that is the log's business, not the managers'.
+    structlog.configure(processors=[structlog.processors.add_log_level, structlog.processors.LogfmtRenderer()])
     with blockbuster_ctx("convener.manager"):
         yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -52,7 +56,9 @@ async def make_cluster(store_url: str | None) -> AsyncIterator[MakeCluster]:
 
 
 async def audit(cluster: InProcessCluster) -> None:
-    """The auditor's word on whatever the test did."""
+    """The auditor's word on whatever the test did; and no background task has crashed, which would only be logged."""
+    for manager in cluster:
+        assert not manager.engine.node.supervisor.restarts
     for manager in cluster:
         report = await manager.audit()
         assert report["violations"] == []

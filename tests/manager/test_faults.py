@@ -8,7 +8,6 @@ import random
 from typing import Any
 
 import pytest
-import structlog
 
 from convener.errors import ConvenerError
 from convener.manager.turn import Turn
@@ -98,7 +97,6 @@ async def events_of(store: Store, cid: str) -> list[dict[str, Any]]:
 async def test_nothing_is_lost_or_repeated_under_faults(seed: int) -> None:
     rng = random.Random(seed)
     print(f"seed {seed}: replay with CONVENER_TEST_SEED={seed}")
-    structlog.configure(processors=[structlog.dev.ConsoleRenderer(colors=False)])
     stores: list[FaultyStore] = []
 
     def wrap(index: int, store: Store) -> Store:
