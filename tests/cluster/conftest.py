@@ -15,6 +15,7 @@ from typing import Any, Final
 import pytest
 
 from tests.cluster.clients import Clients
+from tests.cluster.talking import Api, talking
 from tests.support.cluster import Cluster
 from tests.support.servers import FLAVOURS, Flavour, Server
 
@@ -117,6 +118,13 @@ async def clients() -> AsyncGenerator[Clients]:
     made = Clients()
     yield made
     await made.aclose()
+
+
+@pytest.fixture
+async def api(cluster: Cluster, rng: random.Random) -> AsyncGenerator[Api]:
+    """Talks over HTTP to any node that is there."""
+    async with talking(lambda: [cluster.url(index) for index in cluster.live()], rng) as made:
+        yield made
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import httpx
 
+from tests.support.cluster import Cluster
 from tests.support.waiting import TIME_SCALE, wait_until
 
 # What a node may answer while nodes or the store go away; the same message may be sent again.
@@ -125,3 +126,13 @@ async def while_talking(api: Api, cids: Iterable[str], work: Coroutine[Any, Any,
             over.set()
 
     await asyncio.gather(guarded(), *(api.talk_until(cid, over) for cid in cids))
+
+
+async def until_started(cluster: Cluster, cid: str, position: int) -> None:
+    """Return when the turn of the message at `position` has begun."""
+    stored = cluster.stored
+    assert stored is not None
+    await wait_until(
+        lambda: any(e.kind == "turn_started" and e.turn == f"t{position}" for e in stored.log(cid)),
+        f"turn {position} of {cid} has begun",
+    )

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.checks import check_answered
 from tests.cluster.clients import Client, Clients
-from tests.cluster.talking import Api, talking
+from tests.cluster.talking import Api
 from tests.gateway.sockets import Raw, raw
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
@@ -139,13 +139,6 @@ FRAMES: Final[tuple[str | bytes, ...]] = (
     *("42" + "[" * 20_000, "42" + "9" * 300 + '["message",{"data":1}]', '42/other,["message",{"data":1}]'),
     '451-["message",{"_placeholder":true,"num":0}]',
 )
-
-
-@pytest.fixture
-async def api(cluster: Cluster, rng: random.Random) -> AsyncGenerator[Api]:
-    """Talks to any node."""
-    async with talking(lambda: [cluster.url(index) for index in cluster.live()], rng) as made:
-        yield made
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.checks import attempts, check_answered, opened
 from tests.cluster.clients import Clients
-from tests.cluster.talking import Api, talking
+from tests.cluster.talking import Api
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
 
@@ -24,13 +24,6 @@ ROUNDS: Final = 50
 rejecting = pytest.mark.cluster(limit_policy="reject")
 evicting = pytest.mark.cluster()
 queueing = pytest.mark.cluster(limit_policy="queue", lease_ttl=4)
-
-
-@pytest.fixture
-async def api(cluster: Cluster, rng: random.Random) -> AsyncGenerator[Api]:
-    """Talks to any node."""
-    async with talking(lambda: [cluster.url(index) for index in cluster.live()], rng) as made:
-        yield made
 
 
 async def _create(http: httpx.AsyncClient, url: str, cid: str, user: str) -> httpx.Response:

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import httpx
 import pytest
 
+from tests.cluster.agents import scripted
 from tests.cluster.checks import attempts, check_answered, opened
 from tests.cluster.clients import Client, Clients
-from tests.cluster.talking import Api, talking, while_talking
+from tests.cluster.talking import Api, until_started, while_talking
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
 
-SCRIPTED: Final = (Path(__file__).parent / "apps" / "scripted.py").read_text()
-pytestmark = pytest.mark.cluster(app=SCRIPTED, lease_ttl=4)
-
-
-@pytest.fixture
-async def api(cluster: Cluster, rng: random.Random) -> AsyncGenerator[Api]:
-    """Talks to any node whose process is there."""
-    async with talking(lambda: [cluster.url(index) for index in cluster.live()], rng) as made:
-        yield made
-
-
-async def _until_started(cluster: Cluster, cid: str, position: int) -> None:
-    stored = cluster.stored
-    assert stored is not None
-    await wait_until(
-        lambda: any(e.kind == "turn_started" and e.turn == f"t{position}" for e in stored.log(cid)),
-        f"turn {position} of {cid} has begun",
-    )
+pytestmark = scripted
 
 
 async def _check_watchers(watchers: list[Client], events: list[dict[str, Any]]) -> None:
@@ -56,7 +39,7 @@ async def test_a_killed_owner_is_replaced_in_the_middle_of_a_turn(
     await api.talk(cid, 3)
     await api.answered(cid)
     await api.deliver(cid, "/hang", "hanging")
-    await _until_started(cluster, cid, 4)
+    await until_started(cluster, cid, 4)
     await api.talk(cid, 4)
     cluster.kill(0)
     # Without a client nobody says anything any more: recovery has to find the open turn by itself.
@@ -100,7 +83,7 @@ async def test_a_frozen_owner_writes_nothing_after_its_lease_and_comes_back_as_s
     await api.start(cluster.url(0), cid, "u")
     watchers = [await clients.join(cluster.url(node), cid, user_id="u") for node in range(3)]
     await api.deliver(cid, f"/until {gate}", "gated")
-    await _until_started(cluster, cid, 1)
+    await until_started(cluster, cid, 1)
     (old,) = cluster.incarnations(0)
     old_epoch = stored.log(cid)[-1].epoch
     cluster.stop(0)
@@ -139,7 +122,7 @@ async def test_a_node_that_is_told_to_end_gives_everything_back(
         lambda: next(urls, cluster.url(1)), "talking", comes_back=True, user_id="user-of-talking"
     )
     await api.deliver("busy", f"/until {gate}", "gated")
-    await _until_started(cluster, "busy", 2)
+    await until_started(cluster, "busy", 2)
     (old,) = cluster.incarnations(0)
     cluster.term(0)
     await guest.wait_named("joined", 2)
