@@ -10,9 +10,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from convener.core.model import AppendReply, AppendRequest, ClaimRequest, NewMessage
-from convener.errors import InvalidRequest, StoreUnavailable
+from convener.errors import InvalidRequest, StoreFull, StoreUnavailable
 from convener.store.redis import RedisStore
-from convener.store.redis.errors import StoreCommandError
+from convener.store.redis.errors import AccessRefused, StoreCommandError, from_reply
 from convener.store.redis.scripts import SCRIPTS
 from tests.support.proxy import Passage, Proxy
 from tests.support.servers import Flavour, Server
@@ -329,6 +329,50 @@ async def test_an_unexpected_error_is_told_and_harms_nobody_else(store: RedisSto
     assert str(replies[1]).startswith("hmget: WRONGTYPE")
     assert isinstance(replies[3], StoreCommandError)
     assert str(replies[3]).startswith("send: ")
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", StoreFull),
+        *(
+            (f"{code} for some reason", StoreUnavailable)
+            for code in (
+                "READONLY",
+                "LOADING",
+                "MASTERDOWN",
+                "CLUSTERDOWN",
+                "TRYAGAIN",
+                "NOREPLICAS",
+                "MISCONF",
+                "BUSY",
+            )
+        ),
+        ("NOPERM this user has no permissions", AccessRefused),
+        ("NOAUTH Authentication required.", AccessRefused),
+        ("ERR The user executing the script can't run this command: ACL failure in script", AccessRefused),
+        ("WRONGTYPE Operation against a key", StoreCommandError),
+        ("ERR user_script:3: attempt to index a nil value", StoreCommandError),
+    ],
+)
+def test_what_error_replies_mean(reply: str, kind: type[StoreUnavailable]) -> None:
+    error = from_reply(reply, "send")
+    assert type(error) is kind
+    assert str(error).startswith("send: ")
+
+
+async def test_a_hook_that_raises_does_not_keep_the_link_from_coming_back(
+    server: Server, namespace: str, stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> None:
+        raise ValueError("no good")
+
+    proxy = await stack.enter_async_context(Proxy(server.port))
+    store = await stack.enter_async_context(RedisStore(proxy.url, namespace=namespace, on_reconnect=fails))
+    proxy.cut(_commands)
+    await wait_until(lambda: store.statistics()[0].connects == 2, "the link is back")
+    assert await _echo(store, "x") == "x"
+    assert "on_reconnect failed" in caplog.text
 
 
 async def test_text_that_is_not_unicode_is_refused_before_it_is_sent(store: RedisStore) -> None:

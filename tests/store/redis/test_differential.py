@@ -313,6 +313,8 @@ SENDS = [Op("send", id=i) for i in range(3)]
 )
 # The owner closes on request.
 @example(ops=[Op("create"), SENDS[0], CLAIM, STOP, Op("append", flag=True, stopped=True), Op("erase")])
+# A stop is asked for twice, and then the owner is buried.
+@example(ops=[Op("create"), *SENDS, CLAIM, STOP, STOP, Op("append", forward=1), Op("stop", flag=True), STOP])
 # It must not close over a message that it has not taken in.
 @example(ops=[Op("create"), SENDS[0], CLAIM, STOP, Op("append", forward=1, stopped=True), Op("release")])
 # Cursor and done never go back.

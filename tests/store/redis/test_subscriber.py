@@ -10,8 +10,9 @@ from contextlib import AsyncExitStack
 import pytest
 
 from convener.errors import StoreUnavailable
-from convener.store.redis import RedisStore
-from convener.store.redis.endpoint import pack
+from convener.store.redis import HeartbeatLink, RedisStore
+from convener.store.redis.endpoint import Endpoint, pack
+from convener.store.redis.keys import Keys
 from convener.store.redis.subscriber import BATCH
 from tests.support.proxy import Passage, Proxy
 from tests.support.servers import Server
@@ -165,6 +166,24 @@ async def test_closing_ends_those_who_wait(server: Server, namespace: str, stack
         await task
     with pytest.raises(StoreUnavailable, match="not open"):
         await Listener(store).subscribe()
+
+
+async def test_a_channel_that_the_access_list_forbids(server: Server, namespace: str, stack: AsyncExitStack) -> None:
+    user = f"u{namespace}"
+    server.ask("ACL", "SETUSER", user, "on", ">pw", "~*", "+@all", "resetchannels", f"&{{{namespace}:*")
+    stack.callback(server.ask, "ACL", "DELUSER", user)
+    url = server.url.replace("redis://", f"redis://{user}:pw@")
+    store = await stack.enter_async_context(RedisStore(url, namespace=namespace))
+    listener = await Listener(store).subscribe()
+    with pytest.raises(StoreUnavailable, match="refuses"):
+        await store.subscribe("{elsewhere}", lambda _: None, lambda: None)
+    await listener.hears(b"x")
+    assert store.statistics()[1].channels == 2
+    link = store.heartbeat_link()
+    link.hold_live("n~1")
+    link.close()
+    with pytest.raises(StoreUnavailable, match="refuses"):
+        HeartbeatLink(Endpoint(url), Keys("other"), 5).hold_live("n~1")
 
 
 # -- handlers and frames -------------------------------------------------------------------------------------------

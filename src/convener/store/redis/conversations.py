@@ -185,8 +185,11 @@ class RedisConversations(Part):
         return replies.meta(await self.topology.execute(key, "HMGET", key, *replies.META_FIELDS))
 
     async def heads(self, cids: Sequence[str]) -> Sequence[Meta | None]:
-        """Heads of several conversations, pipelined."""
-        return await asyncio.gather(*(self.head(cid) for cid in cids))
+        """Heads of several conversations, pipelined in portions that leave room for other commands."""
+        found: list[Meta | None] = []
+        for first in range(0, len(cids), CHUNK):
+            found += await asyncio.gather(*(self.head(cid) for cid in cids[first : first + CHUNK]))
+        return found
 
     async def read(self, cid: str, after: Cursor, limit: int) -> Page | None:
         """READ."""

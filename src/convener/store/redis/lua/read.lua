@@ -19,9 +19,7 @@ end
 -- last epoch whose first entry is not beyond it. Both bounds are epochs that occur, so each look halves the rest.
 local function located()
   local wanted = seq + 1
-  local low, first = parsed(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1])
-  if wanted <= first then return '-' end
-  local high = tip_epoch
+  local low, high = parsed(redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]), tip_epoch
   while low < high do
     local middle = math.floor((low + high + 1) / 2)
     local epoch, number = parsed(redis.call('XRANGE', KEYS[2], text(middle), '+', 'COUNT', 1)[1])
