@@ -15,15 +15,13 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from convener.core.admission import Slot
 from convener.core.membership import Membership
 from convener.core.model import SEEN_WINDOW, InboxEntry, LogEntry, Meta
+from convener.core.replay import SETTLING
 from convener.core.wire import turn_position
-
-SETTLING: Final = frozenset({"turn_done", "turn_failed", "turn_interrupted"})
-"""Kinds of entries that end a turn, and with it settle the messages that it answered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,7 @@ from convener.core.model import (
 Effects = tuple[Effect, ...]
 
 
-def create(
-    state: Conversation, user: str, metadata: str, generation: str, now: int
-) -> tuple[Created, Effects]:
+def create(state: Conversation, user: str, metadata: str, generation: str, now: int) -> tuple[Created, Effects]:
     """CREATE: make the head with epoch 0, or return the one that exists; the first creator's user stays."""
     if state.meta is not None:
         return Created(state.meta, created=False), ()

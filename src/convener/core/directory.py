@@ -82,9 +82,7 @@ class Directory:
             self._disconnect(batch.node, view, connection)
         return True
 
-    def replace(
-        self, node: str, version: int, records: Iterable[Record], connections: Mapping[str, str]
-    ) -> None:
+    def replace(self, node: str, version: int, records: Iterable[Record], connections: Mapping[str, str]) -> None:
         """Take over what was read from a node's hash while it was at least at `version`."""
         view = self.nodes.setdefault(node, NodeView())
         if view.version > version:

@@ -58,9 +58,7 @@ def input_event(entry: InboxEntry) -> str:
 
 def open_event(node: str, reason: str, previous: tuple[int, int], ts: int) -> str:
     """The first event of an epoch. `previous` is the exact (epoch, seq) before it."""
-    return event(
-        "open", "", ts, f'{{"node":"{node}","reason":"{reason}","prev":[{previous[0]},{previous[1]}]}}'
-    )
+    return event("open", "", ts, f'{{"node":"{node}","reason":"{reason}","prev":[{previous[0]},{previous[1]}]}}')
 
 
 def stopped_event(reason: str, ts: int) -> str:

@@ -19,28 +19,25 @@ import msgspec
 import structlog
 
 from convener.core import wire
-from convener.core.cursor import Cursor
 from convener.core.directory import LoopStatus
 from convener.core.model import STRIKES, ClaimReason, InboxEntry, LogEntry, Meta
-from convener.core.view import Place
 from convener.errors import ConvenerError, StoreUnavailable
+from convener.manager.answering import call_agent
 from convener.manager.appender import Appender, Update
 from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeContext
+from convener.manager.intake import Intake, chunks, unanswered
 from convener.manager.supervisor import cancel_and_wait
 from convener.manager.turn import Conversation, Input, Reason, Turn, to_json
-from convener.manager.views import SETTLING, Event, Publication, View
+from convener.manager.views import Publication, View
 
 log = structlog.get_logger(__name__)
 
-PAGE: Final = 256
 RETRY_PAUSE_S: Final = 0.1
 TURN_GRACE_S: Final = 5.0
 """How long a cancelled turn may take to end before it is abandoned."""
 
 EndReason = Literal["released", "stopped", "lost", "diverged", "closed"]
-
-_event = msgspec.json.Decoder(Event)
 
 
 @dataclass(slots=True)
@@ -83,17 +80,13 @@ class Runner:
         self.idle_since = boottime()
         self.reason: ClaimReason = reason
         self._meta = meta
-        self._taken = meta.cursor
+        self._intake = Intake(meta.cursor)
         self._done = meta.done
         self._pending: deque[Pending] = deque()
         self._turn: asyncio.Task[None] | None = None
         self._current: Pending | None = None
         self._state: dict[str, Any] = {}
         self._state_error: str | None = None
-        # While `_reread` holds, publications are only noted: the read brings them, or is done again.
-        self._reread = True
-        self._misses = 0
-        self._highest = 0
         self._loaded = False
         self._stop: tuple[int, str] | None = None
         self._leaving = False
@@ -110,29 +103,19 @@ class Runner:
 
     def heard(self, publication: Publication) -> None:
         """An inbox entry was published. The next one is taken at once; a hole reads the stream."""
-        self._highest = max(self._highest, publication.pos)
-        if publication.pos <= self._taken or self._reread:
-            return
         if self._leaving:
-            self._reread = True
+            # Nothing is done under this epoch until the outcome of RELEASE is known; a refusal reads the inbox.
+            self._intake.miss()
             return
-        if publication.pos != self._taken + 1 or not publication.data:
-            self.missed()
-            return
-        entry = InboxEntry(
-            publication.pos,
-            publication.id,
-            "stop" if publication.kind == "stop" else "message",
-            publication.user,
-            publication.ts,
-            bytes(publication.data).decode(),
-        )
-        self._take([entry])
+        entry = self._intake.hear(publication)
+        if entry is not None:
+            self._take([entry], entry.position)
+        elif self._intake.behind:
+            self._wake.set()
 
     def missed(self) -> None:
         """Entries may have been missed."""
-        self._misses += 1
-        self._reread = True
+        self._intake.miss()
         self._wake.set()
 
     # -- what the appender says ----------------------------------------------------------------------------------
@@ -165,16 +148,16 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether a message is being answered or waits, or is still to be read."""
-        return not self._loaded or self._reread or self._turn is not None or bool(self._pending)
+        return not self._loaded or self._intake.behind or self._turn is not None or bool(self._pending)
 
     async def _run(self) -> None:
         try:
             await self._load()
             while self._end is None:
                 self._wake.clear()
-                if self._reread and not self._leaving:
+                if self._intake.behind and not self._leaving:
                     await self._read_inbox()
-                if self._end is None and not self._reread:
+                if self._end is None and not self._intake.behind:
                     self._advance()
                 if self._end is None and not self._wake.is_set():
                     await self._wake.wait()
@@ -212,53 +195,19 @@ class Runner:
             return
 
     async def _replay(self) -> None:
-        """Find the unanswered inputs and how often each was begun, from the log after `base`."""
-        self._pending.clear()
-        found: dict[str, Pending] = {}
-        cursor = Cursor(place=Place(0, self._meta.base))
-        done = self._meta.done
-        while True:
-            page = await self._node.store.read(self.cid, cursor, PAGE)
-            if page is None or not page.entries:
-                break
-            for entry in page.entries:
-                done = max(done, self._replay_one(entry, found))
-            last = page.entries[-1]
-            cursor = Cursor(page.generation, Place(last.epoch, last.seq))
-            if cursor.place >= Place(*page.tip):
-                break
-        self._done = done
-        takeover = self.reason in ("takeover", "restart")
-        for pending in found.values():
-            if pending.message.position > done:
-                if pending.attempts:
-                    pending.reason = "takeover" if takeover else "retry"
-                self._pending.append(pending)
-
-    def _replay_one(self, entry: LogEntry, found: dict[str, Pending]) -> int:
-        """Take one entry in; returns the highest position that it settles."""
-        try:
-            event = _event.decode(entry.event)
-        except msgspec.MsgspecError:
-            return 0
-        if event.kind == "input":
-            found[event.turn] = Pending(
-                Input(
-                    wire.turn_position(event.turn),
-                    str(event.field("message_id")),
-                    str(event.field("user_id")),
-                    event.field("data"),
-                    event.ts,
-                ),
-                entry.seq,
+        """Find the unanswered inputs and how often each was begun."""
+        replay = await unanswered(self._node.store, self.cid, self._meta)
+        self._done = replay.done
+        again: Reason = "takeover" if self.reason in ("takeover", "restart") else "retry"
+        self._pending = deque(
+            Pending(
+                Input(b.position, b.message_id, b.user_id, b.data, b.ts),
+                b.seq,
+                b.attempts,
+                again if b.attempts else "new",
             )
-        elif event.kind == "turn_started" and event.turn in found:
-            found[event.turn].attempts += 1
-        elif event.kind in SETTLING:
-            return wire.turn_position(event.turn)
-        elif event.kind == "stopped":
-            return max((p.message.position for p in found.values()), default=0)
-        return 0
+            for b in replay.unanswered()
+        )
 
     # -- inbox ---------------------------------------------------------------------------------------------------
 
@@ -268,28 +217,19 @@ class Runner:
             await self._lease_and_settle()
             if self._end is not None:
                 return
-            misses = self._misses
-            found = await self._node.store.inbox(self.cid)
-            if found is None or found[0].owner != self.incarnation or found[0].epoch != self.epoch:
-                self._finish("lost")
-                return
-            meta, entries = found
-            self._taken = meta.cursor
-            ids = [e.message_id for e in entries if e.kind == "message"]
-            seen = dict(zip(ids, await self._node.store.seen(self.cid, ids), strict=True)) if ids else {}
+            found = await self._intake.read(self._node.store, self.cid)
         except StoreUnavailable as error:
             log.info("cannot read the inbox, again", conversation_id=self.cid, error=str(error))
             await asyncio.sleep(RETRY_PAUSE_S)
             self._wake.set()
             return
-        # An entry counts only under the position that `seen` has for its id: a repaired one is in the log already.
-        good = [e for e in entries if e.kind != "message" or seen.get(e.message_id) == e.position]
-        self._take(good, upto=entries[-1].position if entries else 0)
-        self._reread = misses != self._misses or self._highest > self._taken
-        # Looked at once: a number that the store no longer has (a rollback) must not make this a busy loop.
-        self._highest = self._taken
-        if self._reread:
-            self._wake.set()
+        if found is None or found[0].owner != self.incarnation or found[0].epoch != self.epoch:
+            self._finish("lost")
+            return
+        _, entries, upto = found
+        for piece in chunks(entries):
+            self._take(piece, piece[-1].position)
+        self._take([], upto)
 
     async def _lease_and_settle(self) -> None:
         while self._end is None:
@@ -308,11 +248,15 @@ class Runner:
             except ConvenerError:
                 self._finish("lost")
 
-    def _take(self, entries: list[InboxEntry], upto: int = 0) -> None:
-        """Make inputs of entries, in order, in one append together with the start of the next turn."""
+    def _take(self, entries: list[InboxEntry], upto: int) -> None:
+        """Make inputs of entries, in order, in one append together with the start of the next turn.
+
+        Args:
+            upto: the position that is reached with them.
+        """
         update = Update([])
         seq = self._appender.next_seq
-        before = self._taken
+        before = self._intake.taken
         for entry in entries:
             try:
                 data: Any = msgspec.json.decode(entry.data)
@@ -326,13 +270,13 @@ class Runner:
             update.events.append(wire.input_event(entry))
             message = Input(entry.position, entry.message_id, entry.user, data, entry.ts)
             self._pending.append(Pending(message, seq + len(update.events)))
-        self._taken = max(upto, entries[-1].position if entries else 0, before)
+        self._intake.taken = max(upto, before)
         if self._stop is None:
             # The stop's own position is passed by the batch that closes, never before: closing must not be lost.
-            update.cursor = self._taken
+            update.cursor = self._intake.taken
             started = self._begin_next(update)
         else:
-            update.cursor = min(self._taken, self._stop[0] - 1)
+            update.cursor = min(self._intake.taken, self._stop[0] - 1)
             started = None
         if update.events or update.cursor > before:
             ticket = self._appender.submit(update)
@@ -408,9 +352,9 @@ class Runner:
         if self._meta.strikes > 1 and self._meta.struck == pending.message.position:
             # From the second strike on, one at a time: if it takes this node down as well, it goes alone.
             async with self._node.struck:
-                failure = await self._call_agent(turn)
+                failure = await call_agent(self._node.agent, turn, self._state_error, self._node.options.turn_timeout)
         else:
-            failure = await self._call_agent(turn)
+            failure = await call_agent(self._node.agent, turn, self._state_error, self._node.options.turn_timeout)
         if self._current is not pending:
             # Cancelled and went on all the same: abandoned, whatever it has to say.
             return
@@ -442,24 +386,6 @@ class Runner:
         if turn.state == self._state:
             return None
         return to_json(turn.state, self._node.options.max_payload_bytes, "the state").encode()
-
-    async def _call_agent(self, turn: Turn) -> dict[str, Any] | None:
-        """Returns what clients are told if the agent failed; the traceback stays in this server's log."""
-        if self._state_error is not None:
-            return {"message": "the agent's state cannot be read", "code": "bad_state"}
-        try:
-            async with asyncio.timeout(self._node.options.turn_timeout):
-                await self._node.agent.run(turn)
-        except TimeoutError:
-            log.warning("turn timed out", conversation_id=self.cid, turn=turn.id)
-            return {"message": "the turn took too long", "code": "turn_timeout"}
-        except ConvenerError as error:
-            log.exception("turn failed", conversation_id=self.cid, turn=turn.id)
-            return {"message": error.detail, "code": error.wire_code}
-        except Exception:
-            log.exception("turn failed", conversation_id=self.cid, turn=turn.id)
-            return {"message": "the agent failed", "code": "agent_error"}
-        return None
 
     # -- suspension ------------------------------------------------------------------------------------------------
 
@@ -540,7 +466,7 @@ class Runner:
         """
         deadline = boottime() + timeout
         while self._end is None and (
-            self._turn is not None or self._reread or not self._loaded or not self._appender.quiet
+            self._turn is not None or self._intake.behind or not self._loaded or not self._appender.quiet
         ):
             if boottime() > deadline:
                 return

@@ -20,6 +20,7 @@ from convener.core import cursor as cursors
 from convener.core.cursor import Cursor
 from convener.core.directory import LoopStatus
 from convener.core.model import LogEntry, Meta
+from convener.core.replay import SETTLING
 from convener.core.view import START, Place, accept
 from convener.errors import ConvenerError, NotFound
 from convener.manager.context import NodeContext
@@ -30,8 +31,6 @@ RING: Final = 256
 """Entries that a view keeps in memory; a client further behind reads the store."""
 PAGE: Final = 128
 FAR: Final = Cursor(place=Place(0, 10**14))
-
-SETTLING: Final = frozenset({"turn_done", "turn_failed", "turn_interrupted"})
 
 
 class Event(msgspec.Struct):
