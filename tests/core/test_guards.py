@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from convener.core import admission, conversation, membership
-from tests.core import test_admission, test_conversation, test_membership
+from tests.core import test_admission, test_conversation, test_conversation_owned, test_membership
 from tests.core.mutants import Mutant, mutants
 from tests.core.test_ownership import Ownership
 
-WATCHED: dict[ModuleType, tuple[ModuleType, type[RuleBasedStateMachine] | None]] = {
-    conversation: (test_conversation, Ownership),
-    admission: (test_admission, None),
-    membership: (test_membership, None),
+WATCHED: dict[ModuleType, tuple[list[ModuleType], type[RuleBasedStateMachine] | None]] = {
+    conversation: ([test_conversation, test_conversation_owned], Ownership),
+    admission: ([test_admission], None),
+    membership: ([test_membership], None),
 }
 
 HARMLESS: dict[str, str] = {
@@ -35,13 +35,14 @@ ALL = [mutant for module in WATCHED for mutant in mutants(module)]
 
 
 def directed(module: ModuleType) -> list[Callable[[], None]]:
-    return [f for name, f in vars(module).items() if name.startswith("test_")]
+    """The tests of a module of the core."""
+    return [f for tests in WATCHED[module][0] for name, f in vars(tests).items() if name.startswith("test_")]
 
 
 def is_noticed(mutant: Mutant) -> bool:
-    tests, machine = WATCHED[mutant.module]
+    machine = WATCHED[mutant.module][1]
     with mutant.alive():
-        for test in directed(tests):
+        for test in directed(mutant.module):
             try:
                 test()
             except Exception:
@@ -67,7 +68,7 @@ def is_noticed(mutant: Mutant) -> bool:
 
 @pytest.mark.parametrize("module", WATCHED, ids=lambda m: m.__name__)
 def test_the_originals_pass(module: ModuleType) -> None:
-    for test in directed(WATCHED[module][0]):
+    for test in directed(module):
         test()
 
 
