@@ -301,6 +301,7 @@ def options_of(settings: Settings) -> NodeOptions:
         fast_burial=settings.fast_burial,
         drain_timeout=settings.drain_timeout,
         hibernate_after=settings.hibernate_after,
+        turn_timeout=settings.turn_timeout,
         ready_without_store=settings.ready_without_store,
     )
 

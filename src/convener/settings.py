@@ -143,6 +143,11 @@ class Settings(BaseSettings):
         description="Idle time after which a conversation is unloaded, in seconds; 0 = never.",
     )
 
+    turn_timeout: PositiveSeconds | None = Field(
+        default=None,
+        description="Longest time that the agent may take to answer one message, in seconds; none = no limit.",
+    )
+
     # --- membership -------------------------------------------------------------------------------
     lease_ttl: PositiveSeconds = Field(
         default=10.0,

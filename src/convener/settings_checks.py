@@ -106,6 +106,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_loopback_or_name(address: str) -> bool:
+    """Whether `address` is no IP address (a name, the path of a socket), or one of this machine alone."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return True
+
+
 def _exposure_problem(settings: Settings) -> str | None:
     if settings.auth == "none" and not is_loopback(settings.host):
         return (

@@ -342,3 +342,22 @@ async def test_a_crash_of_the_background_work_is_survived_and_counted(
         monkeypatch.setattr(node.gateway.context.sessions, "recheck", recheck)
         await wait_until(lambda: rounds > 3, "it goes on after the crash")
         assert node.metric("convener_background_restarts_total", task="recheck") == 1
+
+
+@pytest.mark.parametrize(("address", "status"), [("127.0.0.1", 200), ("::1", 200), ("/run/s", 200), ("10.0.0.5", 403)])
+async def test_auth_none_answers_on_loopback_addresses_only(address: str, status: int) -> None:
+    gateway = bare()
+    async with gateway.running():
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": b""}
+
+        scope = {"type": "http", "method": "GET", "path": "/livez", "raw_path": b"/livez", "query_string": b""}
+        scope |= {"headers": [], "server": (address, 8000), "scheme": "http", "http_version": "1.1", "root_path": ""}
+        await gateway(scope, receive, send)
+        assert sent[0]["status"] == status
+        assert status == 200 or b"unsafe_address" in sent[1]["body"]

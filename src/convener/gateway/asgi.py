@@ -10,7 +10,7 @@ from typing import Any, Final
 import socketio
 import structlog
 
-from convener.errors import ConvenerError, InvalidRequest, PayloadTooLarge
+from convener.errors import ConvenerError, InvalidRequest, NotAuthorized, PayloadTooLarge
 from convener.gateway.access import Access, AuthorizeHook
 from convener.gateway.auth import AuthenticateHook, make_authenticator
 from convener.gateway.context import GatewayContext
@@ -23,6 +23,7 @@ from convener.gateway.socketio import SocketGateway
 from convener.manager.base import ConversationManager
 from convener.manager.supervisor import Supervisor
 from convener.settings import Settings
+from convener.settings_checks import is_loopback_or_name
 from convener.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -141,7 +142,17 @@ class Gateway:
             else:
                 await send({"type": "websocket.close", "code": 1011})
 
+    def _refuse_unsafe(self, scope: Scope) -> None:
+        """Under a server that we did not start, only the request shows on which address it listens."""
+        server = scope.get("server")
+        if self.context.settings.auth == "none" and server and not is_loopback_or_name(str(server[0])):
+            raise NotAuthorized(
+                "auth=none serves loopback addresses only; set CONVENER_AUTH to token, jwt or hook",
+                code="unsafe_address",
+            )
+
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._refuse_unsafe(scope)
         scope = self._unprefixed(scope)
         path = _local_path(scope)
         if path == SOCKET_PATH or path.startswith(SOCKET_PATH + "/"):

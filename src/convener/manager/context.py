@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from convener.core.directory import Directory
 from convener.core.model import PUBLISH_LIMIT
@@ -22,6 +22,7 @@ __all__ = ["PUBLISH_LIMIT", "Agent", "LimitPolicy", "NodeContext", "NodeOptions"
 LimitPolicy = Literal["evict_idle", "reject", "queue"]
 
 
+@runtime_checkable
 class Agent(Protocol):
     """What runs in a conversation. `run` answers one message; `methods` may be called from anywhere."""
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar, Final, Self
 
-import msgspec
-
 from convener.core.cursor import Cursor
-from convener.core.directory import LISTED, LoopStatus, Record
+from convener.core.directory import LISTED
 from convener.core.lease import LeaseTerms
-from convener.core.model import Meta, NewMessage, Page
+from convener.core.model import NewMessage, Page
 from convener.errors import (
     CallTimeout,
     ConfigurationError,
@@ -29,7 +27,8 @@ from convener.errors import (
     RemoteError,
     StoreUnavailable,
 )
-from convener.ids import check_id, new_id, new_incarnation, node_of
+from convener.ids import check_id, new_id, new_incarnation
+from convener.manager import queries
 from convener.manager.base import (
     AgentLoopInfo,
     ClientSink,
@@ -273,52 +272,26 @@ class StandaloneConversationManager(ConversationManager):
         found = self.engine.node.directory.find(conversation_id)
         return found is not None and found[1].status in LISTED
 
-    def _listed(self, user: str | None, ids: Collection[str] | None) -> list[tuple[str, Record]]:
-        wanted = None if ids is None else set(ids)
-        return [
-            (node, record)
-            for node, record in self.engine.node.directory.listed()
-            if (user is None or record.user == user) and (wanted is None or record.conversation_id in wanted)
-        ]
-
     async def get_running_agent_loops(
         self, user_id: str | None = None, filter_to_sids: Collection[str] | None = None
     ) -> set[str]:
         """See `ConversationManager`."""
-        return {record.conversation_id for _, record in self._listed(user_id, filter_to_sids)}
+        found = queries.listed(self.engine.node.directory, user_id, filter_to_sids)
+        return {record.conversation_id for _, record in found}
 
     async def get_connections(
         self, user_id: str | None = None, filter_to_sids: Collection[str] | None = None
     ) -> dict[str, str]:
         """See `ConversationManager`."""
-        directory = self.engine.node.directory
-        wanted = None if filter_to_sids is None else set(filter_to_sids)
-        out: dict[str, str] = {}
-        for _, connection, cid in directory.connections():
-            if wanted is not None and cid not in wanted:
-                continue
-            found = directory.find(cid)
-            if user_id is None or (found is not None and found[1].user == user_id):
-                out[connection] = cid
-        return out
+        return queries.connections(self.engine.node.directory, user_id, filter_to_sids)
 
     async def get_agent_loop_info(
         self, user_id: str | None = None, filter_to_sids: Collection[str] | None = None
     ) -> list[AgentLoopInfo]:
         """See `ConversationManager`."""
         directory = self.engine.node.directory
-        return [
-            AgentLoopInfo(
-                conversation_id=record.conversation_id,
-                user_id=record.user,
-                status=record.status,
-                busy=record.status == "running",
-                node=node_of(node),
-                epoch=record.epoch,
-                connections=directory.connection_count(record.conversation_id),
-            )
-            for node, record in self._listed(user_id, filter_to_sids)
-        ]
+        found = queries.listed(directory, user_id, filter_to_sids)
+        return [queries.info_of_record(directory, node, record) for node, record in found]
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -459,46 +432,25 @@ class StandaloneConversationManager(ConversationManager):
         meta = await self.engine.node.store.head(check_id(conversation_id, "conversation_id"))
         if meta is None:
             raise NotFound(f"no conversation {conversation_id}")
-        return self._info(conversation_id, meta)
-
-    def _info(self, cid: str, meta: Meta) -> AgentLoopInfo:
-        return AgentLoopInfo(
-            conversation_id=cid,
-            user_id=meta.user,
-            status=self._status(cid, meta),
-            busy=bool(meta.owner) and meta.position > meta.done,
-            node=node_of(meta.owner),
-            epoch=meta.epoch,
-            last_seq=meta.seq,
-            connections=self.engine.node.directory.connection_count(cid),
-            metadata=msgspec.json.decode(meta.metadata, type=dict[str, Any]),
-            created_at=meta.created,
-            updated_at=meta.updated,
-        )
-
-    def _status(self, cid: str, meta: Meta) -> LoopStatus:
-        """The head says more than the directory, which is a moment behind."""
-        if meta.status == "stopped":
-            return "stopped"
-        if not meta.owner:
-            waiting = meta.epoch == 0 or meta.position > meta.done
-            return "starting" if waiting else "hibernated"
-        if meta.owner in self.engine.node.buried:
-            return "recovering"
-        return "running" if meta.position > meta.done else "idle"
+        return queries.info_of_head(self.engine.node, conversation_id, meta)
 
     async def list_conversations(
         self, user_id: str, before: tuple[int, str] | None, limit: int
     ) -> Sequence[ListedConversation]:
         """See `ConversationManager`."""
         store = self.engine.node.store
-        rows = await store.list_user(user_id, before, limit)
-        heads = await store.heads([cid for cid, _ in rows])
-        return [
-            ListedConversation(self._info(cid, meta), activity)
-            for (cid, activity), meta in zip(rows, heads, strict=True)
-            if meta is not None
-        ]
+        while True:
+            rows = await store.list_user(user_id, before, limit)
+            heads = await store.heads([cid for cid, _ in rows])
+            found = [
+                ListedConversation(queries.info_of_head(self.engine.node, cid, meta), activity)
+                for (cid, activity), meta in zip(rows, heads, strict=True)
+                if meta is not None
+            ]
+            # Entered before creation, so an entry may be without a head; an empty page must still mean the end.
+            if found or not rows:
+                return found
+            before = (rows[-1][1], rows[-1][0])
 
     async def set_metadata(self, conversation_id: str, metadata: Mapping[str, Any]) -> AgentLoopInfo:
         """See `ConversationManager`."""
@@ -506,7 +458,7 @@ class StandaloneConversationManager(ConversationManager):
         meta = await self.engine.node.store.set_metadata(cid, self._metadata(None, metadata))
         if meta is None:
             raise NotFound(f"no conversation {cid}")
-        return self._info(cid, meta)
+        return queries.info_of_head(self.engine.node, cid, meta)
 
     async def read_log(self, conversation_id: str, after: Cursor, limit: int) -> Page:
         """See `ConversationManager`."""

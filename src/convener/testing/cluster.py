@@ -106,7 +106,7 @@ class InProcessCluster:
         options: NodeOptions = QUICK,
         wrap: Callable[[int, Store], Store] = lambda index, store: store,
     ) -> None:
-        self._agent = agent if agent is None or hasattr(agent, "run") else FunctionAgent(agent)  # type: ignore[arg-type]
+        self._agent: Agent | None = agent if agent is None or isinstance(agent, Agent) else FunctionAgent(agent)
         self._count = nodes
         self._url = url
         self._namespace = namespace
