@@ -52,9 +52,10 @@ class Client:
             self.events.append(payload)
             self.cursor = payload["cursor"]
 
-    def note_refusal(self, error: dict[str, Any]) -> None:
-        """Record why a connection was refused."""
-        self.refusals.append(error["data"])
+    def note_refusal(self, error: Any) -> None:
+        """Record why a node refused a connection; that nobody listens is told as a text."""
+        if isinstance(error, dict):
+            self.refusals.append(error["data"])
 
     def note_close(self, *_: object) -> None:
         """Record how the connection ended."""
