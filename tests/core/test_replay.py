@@ -58,8 +58,13 @@ def test_what_the_head_knows_as_done_is_not_begun_again() -> None:
     assert folded(given(1), given(2), done=1).unanswered()[0].position == 2
 
 
-DAMAGED: list[Any] = ["", "{", "[]", "5", "null", {"kind": "input"}, {"kind": "input", "turn": "t1", "data": 5}]
-DAMAGED += [{"kind": "input", "turn": 7, "data": {}}, {"turn": "t1", "data": {}}]
+DAMAGED: list[Any] = [
+    *("", "{", "[]", "5", "null"),
+    {"kind": "input"},
+    {"kind": "input", "turn": "t1", "data": 5},
+    {"kind": "input", "turn": 7, "data": {}},
+    {"turn": "t1", "data": {}},
+]
 
 
 @pytest.mark.parametrize("event", DAMAGED, ids=str)
