@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # More words for pytest, as in: make test ARGS="-x tests/core"
 ARGS ?=
+# Processes that share the tests; one of them runs those with clusters of processes, one after another.
+WORKERS ?= 2
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ up: $(VENV)/.run-installed
 	@exec $(BIN)/convener up
 
 test: $(VENV)/.dev-installed tests/js/node_modules/.installed
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 # --- what a contributor runs ------------------------------------------------------------------------------------------
 
