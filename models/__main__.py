@@ -54,7 +54,8 @@ def _report(name: str, run: Run, *, trace: bool) -> bool:
 def _outcome(found: Found) -> str:
     if found.verdict == "clean":
         return f"clean, {found.states} states"
-    return f"{found.reason.partition(':')[0]} after {len(found.trace)} steps, {found.states} states"
+    what = "stuck" if found.verdict == "stuck" else found.reason.partition(":")[0]
+    return f"{what} after {len(found.trace)} steps, {found.states} states"
 
 
 if __name__ == "__main__":

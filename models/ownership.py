@@ -16,19 +16,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from models.explore import Run, Step, put, world
+from models.ownership_state import (
+    LEASE,
+    Append,
+    Claim,
+    Claiming,
+    Command,
+    GivingBack,
+    Head,
+    Job,
+    Moving,
+    Node,
+    Reserve,
+    Reserved,
+    Reserving,
+    Slot,
+    State,
+)
 
 NODES: Final = (0, 1)
 LIMIT: Final = 1
-LEASE: Final = 2
-"""Ticks that a lease lasts."""
 APPENDS: Final = 3
 """Log entries after which nobody appends any more."""
-
-Nonce = tuple[int, int]
-"""(node, attempt)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Guards:
     """A CLAIM with unknown outcome is settled in the store before its slot is given back."""
     restamps: bool = True
     """Who adopts a buried node's slot writes an own nonce into it."""
+    adopts_what_was_read: bool = True
+    """RESERVE adopts exactly the slot value that was read with the head; else whatever a buried node has left."""
     compares_epoch: bool = True
     """APPEND compares owner and epoch."""
     suspends: bool = True
@@ -51,174 +65,6 @@ class Guards:
     ticks: int = 3
     operations: int = 2
     """Starts, releases and moves per node."""
-
-
-# What a node is about to do. Named tuples of different types are equal if their fields are; `kind` keeps them apart.
-
-
-class Reserving(NamedTuple):
-    """RESERVE is on its way."""
-
-    cid: int
-    owner: int | None
-    epoch: int
-    nonce: Nonce
-    kind: Literal["reserving"] = "reserving"
-
-
-class Reserved(NamedTuple):
-    """It has the slot; CLAIM is next."""
-
-    cid: int
-    owner: int | None
-    epoch: int
-    nonce: Nonce
-    kind: Literal["reserved"] = "reserved"
-
-
-class Claiming(NamedTuple):
-    """CLAIM is on its way."""
-
-    cid: int
-    owner: int | None
-    epoch: int
-    nonce: Nonce
-    kind: Literal["claiming"] = "claiming"
-
-
-class GivingBack(NamedTuple):
-    """UNRESERVE is next."""
-
-    cid: int
-    nonce: Nonce
-    kind: Literal["giving back"] = "giving back"
-
-
-class Moving(NamedTuple):
-    """The owner change of a planned move is next."""
-
-    cid: int
-    target: int
-    nonce: Nonce
-    kind: Literal["moving"] = "moving"
-
-
-Job = Reserving | Reserved | Claiming | GivingBack | Moving
-
-
-class Reserve(NamedTuple):
-    """A RESERVE on its way."""
-
-    node: int
-    cid: int
-    nonce: Nonce
-    kind: Literal["RESERVE"] = "RESERVE"
-
-
-class Claim(NamedTuple):
-    """A CLAIM on its way."""
-
-    node: int
-    cid: int
-    owner: int | None
-    epoch: int
-    nonce: Nonce
-    kind: Literal["CLAIM"] = "CLAIM"
-
-
-class Append(NamedTuple):
-    """An APPEND on its way."""
-
-    node: int
-    cid: int
-    epoch: int
-    kind: Literal["APPEND"] = "APPEND"
-
-
-Command = Reserve | Claim | Append
-
-
-class Slot(NamedTuple):
-    """A slot."""
-
-    nonce: Nonce
-    node: int
-
-
-class Head(NamedTuple):
-    """A conversation: owner, epoch, the owner's nonce; epoch and writer of the last log entry, and how many."""
-
-    owner: int | None = None
-    epoch: int = 0
-    nonce: Nonce | None = None
-    written: tuple[int, int] | None = None
-    entries: int = 0
-
-
-class Node(NamedTuple):
-    """A node: until when it may act by its own clock, and under which epoch it runs each conversation (0: not)."""
-
-    epochs: tuple[int, ...]
-    alive: bool = True
-    deadline: int = LEASE
-    job: Job | None = None
-    operations: int = 0
-
-
-class State(NamedTuple):
-    """Everything.
-
-    Attributes:
-        leases: the store's deadlines, None for one that was removed.
-        seen: a slot that the reconciler has read and is about to free.
-    """
-
-    heads: tuple[Head, ...]
-    slots: tuple[Slot | None, ...]
-    nodes: tuple[Node, ...]
-    time: int = 0
-    leases: tuple[int | None, ...] = (LEASE, LEASE)
-    buried: frozenset[int] = frozenset()
-    network: frozenset[Command] = frozenset()
-    seen: tuple[int, Nonce] | None = None
-    broken: str | None = None
-
-    def with_node(self, i: int, node: Node) -> State:
-        """The same with another node."""
-        return self._replace(nodes=put(self.nodes, i, node))
-
-    def doing(self, i: int, job: Job | None) -> State:
-        """The same with another job of node `i`."""
-        return self.with_node(i, self.nodes[i]._replace(job=job))
-
-    def running(self, i: int, cid: int, epoch: int) -> State:
-        """The same with node `i` running a conversation (0: not any more), and without a job."""
-        node = self.nodes[i]
-        return self.with_node(i, node._replace(job=None, epochs=put(node.epochs, cid, epoch)))
-
-    def with_head(self, cid: int, head: Head) -> State:
-        """The same with another head."""
-        return self._replace(heads=put(self.heads, cid, head))
-
-    def with_slot(self, cid: int, slot: Slot | None) -> State:
-        """The same with another slot."""
-        return self._replace(slots=put(self.slots, cid, slot))
-
-    def freed(self, cid: int, nonce: Nonce) -> State:
-        """UNRESERVE."""
-        slot = self.slots[cid]
-        return self.with_slot(cid, None) if slot is not None and slot.nonce == nonce else self
-
-    def written(self, cid: int, epoch: int, writer: int) -> State:
-        """An entry is added to the log."""
-        head = self.heads[cid]
-        after = self.with_head(cid, head._replace(written=(epoch, writer), entries=head.entries + 1))
-        last = head.written
-        if last is not None and epoch < last[0]:
-            return after._replace(broken=f"I3: an entry of epoch {epoch} after one of epoch {last[0]}")
-        if last is not None and epoch == last[0] and writer != last[1]:
-            return after._replace(broken=f"I2: nodes {last[1]} and {writer} both write in epoch {epoch}")
-        return after
 
 
 class Ownership:
@@ -298,7 +144,7 @@ class Ownership:
         if not node.epochs[cid]:
             if head.owner is None or self.is_dead(state, head.owner):
                 started = state.with_node(i, busy._replace(job=Reserving(cid, head.owner, head.epoch, nonce)))
-                started = started._replace(network=state.network | {Reserve(i, cid, nonce)})
+                started = started._replace(network=state.network | {Reserve(i, cid, nonce, state.slots[cid])})
                 yield world(f"{i} starts c{cid}", started)
             return
         stopped = busy._replace(epochs=put(node.epochs, cid, 0))
@@ -391,13 +237,17 @@ class Ownership:
                 return world(f"APPEND of {i} to c{cid}: OK", state.written(cid, epoch, i))
 
     def _reserves(self, state: State, command: Reserve) -> Step[State]:
-        i, cid, nonce, _ = command
+        i, cid, nonce, read, _ = command
         job, slot = state.nodes[i].job, state.slots[cid]
         waits = isinstance(job, Reserving) and job.nonce == nonce and state.nodes[i].alive
         held = nonce
         if slot is None and sum(other is not None for other in state.slots) < LIMIT:
             after = state.with_slot(cid, Slot(nonce, i))
-        elif slot is not None and self.is_dead(state, slot.node):
+        elif (
+            slot is not None
+            and self.is_dead(state, slot.node)
+            and (slot == read or not self.guards.adopts_what_was_read)
+        ):
             after = state.with_slot(cid, Slot(nonce, i)) if self.guards.restamps else state
             held = nonce if self.guards.restamps else slot.nonce
         else:
@@ -449,7 +299,17 @@ RUNS: Final = (
         lambda: Ownership(Guards(conversations=2, operations=1)),
         slow=True,
     ),
-    Run("full-handoff", "planned moves", lambda: Ownership(Guards(hands_over="stamped")), slow=True),
+    Run(
+        "full-handoff",
+        "planned moves, one operation per node",
+        lambda: Ownership(Guards(hands_over="stamped", operations=1)),
+    ),
+    Run(
+        "full-handoff-two-operations",
+        "planned moves, two operations per node",
+        lambda: Ownership(Guards(hands_over="stamped", ticks=2)),
+        slow=True,
+    ),
     Run(
         "expiry-instead-of-burial",
         "a node is dead when its key has expired",
@@ -486,6 +346,13 @@ RUNS: Final = (
         lambda: Ownership(Guards(suspends=False)),
         breaks="I7",
         length=11,
+    ),
+    Run(
+        "adopts-what-is-there",
+        "RESERVE adopts whatever a buried node has left, also what came after it was sent",
+        lambda: Ownership(Guards(hands_over="stamped", adopts_what_was_read=False)),
+        breaks="I6",
+        length=12,
         slow=True,
     ),
     Run(

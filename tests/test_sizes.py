@@ -20,7 +20,7 @@ LONG_FUNCTIONS: Final[dict[str, int]] = {}
 
 
 def source_files() -> Iterator[Path]:
-    for folder in ("src", "tests"):
+    for folder in ("src", "tests", "models", "scripts"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             if "node_modules" not in path.parts:
                 yield path
