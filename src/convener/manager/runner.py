@@ -22,7 +22,7 @@ from convener.core import wire
 from convener.core.directory import LoopStatus
 from convener.core.model import STRIKES, ClaimReason, InboxEntry, LogEntry, Meta
 from convener.errors import ConvenerError, StoreUnavailable
-from convener.manager.answering import call_agent
+from convener.manager.answering import State, call_agent
 from convener.manager.appender import Appender, Update
 from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeContext
@@ -85,8 +85,7 @@ class Runner:
         self._pending: deque[Pending] = deque()
         self._turn: asyncio.Task[None] | None = None
         self._current: Pending | None = None
-        self._state: dict[str, Any] = {}
-        self._state_error: str | None = None
+        self._state = State(node.options.max_payload_bytes)
         self._loaded = False
         self._stop: tuple[int, str] | None = None
         self._leaving = False
@@ -146,6 +145,11 @@ class Runner:
         return self._end is not None
 
     @property
+    def leaving(self) -> bool:
+        """Whether it may have ended already, by a stop or a RELEASE whose outcome is not known here (I11)."""
+        return self._leaving
+
+    @property
     def busy(self) -> bool:
         """Whether a message is being answered or waits, or is still to be read."""
         return not self._loaded or self._intake.behind or self._turn is not None or bool(self._pending)
@@ -187,10 +191,7 @@ class Runner:
                 log.info("cannot load, again", conversation_id=self.cid, error=str(error))
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
-            try:
-                self._state = msgspec.json.decode(raw, type=dict[str, Any]) if raw else {}
-            except msgspec.MsgspecError as error:
-                self._state_error = str(error)
+            self._state.load(raw)
             self._loaded = True
             return
 
@@ -346,24 +347,22 @@ class Runner:
         except ConvenerError:
             return
         began = time.monotonic()
-        state = msgspec.json.decode(msgspec.json.encode(self._state), type=dict[str, Any])
-        turn = Turn(self._node, self, pending.message, pending.attempts, pending.reason, state)
+        turn = Turn(self._node, self, pending.message, pending.attempts, pending.reason, self._state.copy())
         update = Update([])
         if self._meta.strikes > 1 and self._meta.struck == pending.message.position:
             # From the second strike on, one at a time: if it takes this node down as well, it goes alone.
             async with self._node.struck:
-                failure = await call_agent(self._node.agent, turn, self._state_error, self._node.options.turn_timeout)
+                failure = await call_agent(self._node.agent, turn, self._state.error, self._node.options.turn_timeout)
         else:
-            failure = await call_agent(self._node.agent, turn, self._state_error, self._node.options.turn_timeout)
+            failure = await call_agent(self._node.agent, turn, self._state.error, self._node.options.turn_timeout)
         if self._current is not pending:
             # Cancelled and went on all the same: abandoned, whatever it has to say.
             return
         if failure is None:
             try:
                 events = turn.finished_events(wall_ms())
-                update.state = self._encoded_state(turn)
+                update.state = self._state.take(turn.state)
                 update.events += events
-                self._state = turn.state
             except ConvenerError as error:
                 failure = {"message": error.detail, "code": error.wire_code}
         self._node.metrics.turn_duration.observe(time.monotonic() - began)
@@ -381,11 +380,6 @@ class Runner:
             self._start(started, ticket.sent)
         self._report()
         self._wake.set()
-
-    def _encoded_state(self, turn: Turn) -> bytes | None:
-        if turn.state == self._state:
-            return None
-        return to_json(turn.state, self._node.options.max_payload_bytes, "the state").encode()
 
     # -- suspension ------------------------------------------------------------------------------------------------
 
@@ -438,25 +432,24 @@ class Runner:
         if not self._appender.quiet or not self._node.lease.valid():
             return False
         self._leaving = True
-        released = await asyncio.shield(self._release())
-        if released:
-            self._finish("released")
-        else:
-            self._leaving = False
-            self.missed()
-        return released
+        # Shielded with all that follows from it: whoever asked may give up, the outcome counts all the same.
+        return await asyncio.shield(self._release())
 
     async def _release(self) -> bool:
         while self._end is None:
             try:
-                outcome = await self._node.store.release(
-                    self.cid, self.incarnation, self.epoch, self._appender.written_seq
-                )
+                seq = self._appender.written_seq
+                outcome = await self._node.store.release(self.cid, self.incarnation, self.epoch, seq)
             except StoreUnavailable:
                 # Unknown: ask again. Somebody else or nobody as owner then means that it was released.
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
-            return outcome != "PENDING"
+            if outcome != "PENDING":
+                self._finish("released")
+                return True
+            self._leaving = False
+            self.missed()
+            return False
         return False
 
     async def finish_turn(self, timeout: float) -> None:

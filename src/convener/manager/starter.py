@@ -156,7 +156,7 @@ class Starter:
     async def _once(self, cid: str, reason: ClaimReason) -> Started | Meta | None:
         """One attempt. A `Meta` means that its user's limit was met; None that it is worth looking again."""
         runner = self._host.runner(cid)
-        if runner is not None and not runner.over:
+        if runner is not None and not runner.over and not runner.leaving:
             return Started(runner.incarnation, runner.epoch, here=False)
         # The slot first, then the head: RESERVE then adopts exactly what was read before the owner was (I6).
         meta = await self._node.store.head(cid)

@@ -1,0 +1,51 @@
+"""Clusters whose stores can be stopped at a call, and what is asked of them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from convener.manager import ClusteredConversationManager
+from convener.store.base import Store
+from convener.testing.cluster import InProcessCluster
+from convener.testing.steps import StepStore
+from tests.manager.conftest import MakeCluster
+from tests.manager.test_cluster import echo
+from tests.support.waiting import wait_until
+
+
+class Stepped:
+    """Makes clusters; `stores[i]` is the store of node i."""
+
+    def __init__(self, make_cluster: MakeCluster) -> None:
+        self._make = make_cluster
+        self.stores: list[StepStore] = []
+
+    def _wrap(self, index: int, store: Store) -> Store:
+        self.stores.append(StepStore(store))
+        return cast("Store", self.stores[-1])
+
+    async def start(self, agent: Any = echo, **options: Any) -> InProcessCluster:
+        """A cluster; the options are `InProcessCluster`'s."""
+        return await self._make(agent, wrap=self._wrap, **options)
+
+
+async def position(cluster: InProcessCluster, cid: str) -> int:
+    """The last inbox position given out."""
+    head = await next(iter(cluster)).engine.node.store.head(cid)
+    return 0 if head is None else head.position
+
+
+async def answered(cluster: InProcessCluster, cid: str, count: int) -> bool:
+    """Whether exactly `count` messages were accepted and all are settled."""
+    head = await next(iter(cluster)).engine.node.store.head(cid)
+    return head is not None and head.position == head.done == count
+
+
+async def idle(manager: ClusteredConversationManager, cid: str) -> None:
+    """Return when the conversation's runner on this node could be released."""
+
+    def is_idle() -> bool:
+        runner = manager.engine.runner(cid)
+        return runner is not None and not runner.busy and runner._appender.quiet  # pyright: ignore[reportPrivateUsage]
+
+    await wait_until(is_idle, f"{cid} is idle")
