@@ -125,4 +125,4 @@ class LocalStore(LocalConversations, LocalSlots, LocalMembership, LocalNodes, Lo
 
     async def keys(self) -> set[str]:
         """Names of all keys that hold anything; not part of `Store`, for leak checks."""
-        return await self._run(lambda t: t.keys())
+        return await self.run(lambda t: t.keys())

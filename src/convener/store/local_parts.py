@@ -94,7 +94,12 @@ class _Part:
     _engine: Engine
     _open: bool
 
-    async def _run(self, step: Step[T]) -> T:
+    async def run(self, step: Step[T]) -> T:
+        """Run a step of one's own, atomically.
+
+        Raises:
+            StoreUnavailable: the store is not open.
+        """
         if not self._open:
             raise StoreUnavailable("the store is not open")
         return await self._engine.run(step)
@@ -108,113 +113,113 @@ class LocalConversations(_Part):
             state = Conversation(t.meta(cid))
             return _apply(t, cid, conversation.create(state, user, metadata, generation, t.now))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def send(self, cid: str, message: NewMessage, *, max_pending: int, reject_busy: bool = False) -> SendReply:
         def step(t: Tables) -> SendReply:
             state = Conversation(t.meta(cid), seen=t.seen(cid, message.message_id))
             return _apply(t, cid, conversation.send(state, message, max_pending, reject_busy, t.now))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def unsend(self, cid: str, message_id: str, position: int) -> UnsendOutcome:
         def step(t: Tables) -> UnsendOutcome:
             state = Conversation(t.meta(cid), inbox=t.inbox(cid), seen=t.seen(cid, message_id))
             return _apply(t, cid, conversation.unsend(state, message_id, position))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def claim(self, cid: str, request: ClaimRequest) -> ClaimReply:
         def step(t: Tables) -> ClaimReply:
             state = Conversation(t.meta(cid), t.tip(cid), t.inbox(cid))
             return _apply(t, cid, conversation.claim(state, request, t.now))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def resolve(self, cid: str, me: str, nonce: str, epoch: int) -> ResolveReply:
         def step(t: Tables) -> ResolveReply:
             state = Conversation(t.meta(cid), inbox=t.inbox(cid))
             return _apply(t, cid, conversation.resolve(state, me, nonce, epoch))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def append(self, cid: str, request: AppendRequest) -> AppendReply:
         def step(t: Tables) -> AppendReply:
             return _apply(t, cid, conversation.append(Conversation(t.meta(cid)), request, t.now))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def release(self, cid: str, owner: str, epoch: int, seq: int) -> ReleaseOutcome:
         def step(t: Tables) -> ReleaseOutcome:
             return _apply(t, cid, conversation.release(Conversation(t.meta(cid)), owner, epoch, seq))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def disown(self, cid: str, owner: str, epoch: int) -> DisownOutcome:
         def step(t: Tables) -> DisownOutcome:
             return _apply(t, cid, conversation.disown(Conversation(t.meta(cid)), owner, epoch))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def stop(self, cid: str, me: str, reason: str, buried: str) -> StopReply:
         def step(t: Tables) -> StopReply:
             state = Conversation(t.meta(cid), t.tip(cid), t.inbox(cid))
             return _apply(t, cid, conversation.stop(state, me, reason, buried, t.now))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def resume(self, cid: str) -> ResumeOutcome:
         def step(t: Tables) -> ResumeOutcome:
             return _apply(t, cid, conversation.resume(Conversation(t.meta(cid)), t.now))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def set_metadata(self, cid: str, metadata: str) -> Meta | None:
         def step(t: Tables) -> Meta | None:
             return _apply(t, cid, conversation.set_metadata(Conversation(t.meta(cid)), metadata, t.now))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def erase(self, cid: str) -> EraseOutcome:
         def step(t: Tables) -> EraseOutcome:
             return _apply(t, cid, conversation.erase(Conversation(t.meta(cid))))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def head(self, cid: str) -> Meta | None:
-        return await self._run(lambda t: t.meta(cid))
+        return await self.run(lambda t: t.meta(cid))
 
     async def heads(self, cids: Sequence[str]) -> Sequence[Meta | None]:
-        return await self._run(lambda t: [t.meta(cid) for cid in cids])
+        return await self.run(lambda t: [t.meta(cid) for cid in cids])
 
     async def read(self, cid: str, after: Cursor, limit: int) -> Page | None:
-        return await self._run(lambda t: _page(t, cid, after, limit))
+        return await self.run(lambda t: _page(t, cid, after, limit))
 
     async def inbox(self, cid: str) -> tuple[Meta, Sequence[InboxEntry]] | None:
         def step(t: Tables) -> tuple[Meta, Sequence[InboxEntry]] | None:
             meta = t.meta(cid)
             return None if meta is None else (meta, t.inbox(cid))
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def seen(self, cid: str, message_ids: Sequence[str]) -> Sequence[int | None]:
-        return await self._run(lambda t: [t.seen(cid, message_id) for message_id in message_ids])
+        return await self.run(lambda t: [t.seen(cid, message_id) for message_id in message_ids])
 
     async def all_seen(self, cid: str) -> Mapping[str, int]:
-        return await self._run(lambda t: t.all_seen(cid))
+        return await self.run(lambda t: t.all_seen(cid))
 
     async def state(self, cid: str) -> bytes | None:
-        return await self._run(lambda t: t.state(cid))
+        return await self.run(lambda t: t.state(cid))
 
 
 class LocalSlots(_Part):
     """`SlotStore`."""
 
     async def slots(self, user: str) -> Mapping[str, Slot]:
-        return await self._run(lambda t: dict(t.slots(user)))
+        return await self.run(lambda t: dict(t.slots(user)))
 
     async def slot(self, user: str, cid: str) -> Slot | None:
-        return await self._run(lambda t: t.slot(user, cid))
+        return await self.run(lambda t: t.slot(user, cid))
 
     async def reserve(self, user: str, cid: str, slot: Slot, *, raised_limit: int, read: Slot | None) -> ReserveReply:
         def step(t: Tables) -> ReserveReply:
@@ -224,7 +229,7 @@ class LocalSlots(_Part):
                 t.drop_waiting(user, cid)
             return reply
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def unreserve(self, user: str, cid: str, nonce: str) -> Waiting | None:
         def step(t: Tables) -> Waiting | None:
@@ -233,7 +238,7 @@ class LocalSlots(_Part):
                 t.drop_slot(user, cid)
             return next(iter(t.waiting(user)), None)
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def enqueue(self, user: str, cid: str, incarnation: str, reason: str) -> bool:
         def step(t: Tables) -> bool:
@@ -245,13 +250,13 @@ class LocalSlots(_Part):
             t.put_waiting(user, Waiting(cid, incarnation, reason, since))
             return True
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def dequeue(self, user: str, cid: str) -> bool:
-        return await self._run(lambda t: t.drop_waiting(user, cid))
+        return await self.run(lambda t: t.drop_waiting(user, cid))
 
     async def waiting(self, user: str) -> Sequence[Waiting]:
-        return await self._run(lambda t: t.waiting(user))
+        return await self.run(lambda t: t.waiting(user))
 
 
 def renew(t: Tables, incarnation: str, info: str | None) -> RenewReply:
@@ -278,10 +283,10 @@ class LocalMembership(_Part):
             _put_membership(t, state)
             return reply
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def renew(self, incarnation: str, info: str | None = None) -> RenewReply:
-        return await self._run(lambda t: renew(t, incarnation, info))
+        return await self.run(lambda t: renew(t, incarnation, info))
 
     async def reap(self, ttl_ms: int) -> Sequence[str]:
         def step(t: Tables) -> Sequence[str]:
@@ -289,7 +294,7 @@ class LocalMembership(_Part):
             _put_membership(t, state)
             return names
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def bury(self, incarnation: str, ttl_ms: int) -> BuryOutcome:
         def step(t: Tables) -> BuryOutcome:
@@ -297,32 +302,32 @@ class LocalMembership(_Part):
             _put_membership(t, state)
             return outcome
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def leave(self, incarnation: str) -> None:
-        await self._run(lambda t: _put_membership(t, membership.leave(t.membership(), incarnation, t.now)))
+        await self.run(lambda t: _put_membership(t, membership.leave(t.membership(), incarnation, t.now)))
 
     async def forget(self, incarnation: str, kept_ms: int) -> None:
         def step(t: Tables) -> None:
             _put_membership(t, membership.forget(t.membership(), incarnation, kept_ms, t.now))
 
-        await self._run(step)
+        await self.run(step)
 
     async def membership(self) -> Membership:
-        return await self._run(lambda t: t.membership())
+        return await self.run(lambda t: t.membership())
 
     async def is_buried(self, incarnation: str) -> bool:
-        return await self._run(lambda t: incarnation in t.membership().dead)
+        return await self.run(lambda t: incarnation in t.membership().dead)
 
 
 class LocalNodes(_Part):
     """`NodeStore`."""
 
     async def put_record(self, incarnation: str, record: Record) -> None:
-        await self._run(lambda t: t.put_record(incarnation, record))
+        await self.run(lambda t: t.put_record(incarnation, record))
 
     async def record(self, incarnation: str, cid: str) -> Record | None:
-        return await self._run(lambda t: t.record(incarnation, cid))
+        return await self.run(lambda t: t.record(incarnation, cid))
 
     async def drop_record(self, incarnation: str, cid: str, nonce: str | None) -> bool:
         def step(t: Tables) -> bool:
@@ -332,7 +337,7 @@ class LocalNodes(_Part):
             t.drop_record(incarnation, cid)
             return True
 
-        return await self._run(step)
+        return await self.run(step)
 
     async def flush(
         self,
@@ -352,10 +357,10 @@ class LocalNodes(_Part):
                 t.disconnect(incarnation, connection)
             t.set_node_version(incarnation, version)
 
-        await self._run(step)
+        await self.run(step)
 
     async def node_records(self, incarnation: str) -> tuple[int, Sequence[Record], Mapping[str, str]]:
-        return await self._run(
+        return await self.run(
             lambda t: (t.node_version(incarnation), t.records(incarnation), dict(t.connections(incarnation)))
         )
 
@@ -366,27 +371,27 @@ class LocalNodes(_Part):
             t.drop_node(incarnation)
             return True
 
-        return await self._run(step)
+        return await self.run(step)
 
 
 class LocalIndex(_Part):
     """`IndexStore`."""
 
     async def index(self, user: str, cid: str) -> None:
-        await self._run(lambda t: t.index(user, cid, t.now))
+        await self.run(lambda t: t.index(user, cid, t.now))
 
     async def touch(self, user: str, cids: Sequence[str]) -> None:
         def step(t: Tables) -> None:
             for cid in cids:
                 t.touch(user, cid, t.now)
 
-        await self._run(step)
+        await self.run(step)
 
     async def unindex(self, user: str, cid: str) -> None:
-        await self._run(lambda t: t.unindex(user, cid))
+        await self.run(lambda t: t.unindex(user, cid))
 
     async def list_user(self, user: str, before: tuple[int, str] | None, limit: int) -> Sequence[tuple[str, int]]:
-        return await self._run(lambda t: t.list_user(user, before, limit))
+        return await self.run(lambda t: t.list_user(user, before, limit))
 
     async def list_all(self, shard: int, after: str, limit: int) -> Sequence[str]:
-        return await self._run(lambda t: t.list_all(shard, after, limit))
+        return await self.run(lambda t: t.list_all(shard, after, limit))

@@ -56,102 +56,104 @@ _PUT_HEAD: Final = f"INSERT OR REPLACE INTO head VALUES ({','.join('?' * (1 + le
 
 
 class _Base:
+    db: sqlite3.Connection
+
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
+        self.db = connection
 
 
 class _ConversationTables(_Base):
     def meta(self, cid: str) -> Meta | None:
-        row = self._db.execute(f"SELECT {_HEAD} FROM head WHERE cid = ?", (cid,)).fetchone()
+        row = self.db.execute(f"SELECT {_HEAD} FROM head WHERE cid = ?", (cid,)).fetchone()
         return None if row is None else Meta(*row)
 
     def set_meta(self, cid: str, meta: Meta) -> None:
-        self._db.execute(_PUT_HEAD, (cid, *astuple(meta)))
+        self.db.execute(_PUT_HEAD, (cid, *astuple(meta)))
 
     def tip(self, cid: str) -> tuple[int, int]:
         query = "SELECT epoch, seq FROM log WHERE cid = ? ORDER BY seq DESC LIMIT 1"
-        row = self._db.execute(query, (cid,)).fetchone()
+        row = self.db.execute(query, (cid,)).fetchone()
         return (0, 0) if row is None else (row[0], row[1])
 
     def add_log(self, cid: str, entries: Sequence[LogEntry]) -> None:
         # INSERT, not REPLACE: the primary key is a second guard of I4.
         rows = [(cid, entry.seq, entry.epoch, entry.event) for entry in entries]
-        self._db.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", rows)
+        self.db.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", rows)
 
     def log(self, cid: str, after: int, limit: int) -> tuple[LogEntry, ...]:
         query = "SELECT epoch, seq, event FROM log WHERE cid = ? AND seq > ? ORDER BY seq LIMIT ?"
-        return tuple(LogEntry(*row) for row in self._db.execute(query, (cid, after, limit)))
+        return tuple(LogEntry(*row) for row in self.db.execute(query, (cid, after, limit)))
 
     def epoch_at(self, cid: str, seq: int) -> int | None:
-        row = self._db.execute("SELECT epoch FROM log WHERE cid = ? AND seq = ?", (cid, seq)).fetchone()
+        row = self.db.execute("SELECT epoch FROM log WHERE cid = ? AND seq = ?", (cid, seq)).fetchone()
         return None if row is None else row[0]
 
     def inbox(self, cid: str) -> tuple[InboxEntry, ...]:
         query = "SELECT position, message_id, kind, user, ts, data FROM inbox WHERE cid = ? ORDER BY position"
-        return tuple(InboxEntry(*row) for row in self._db.execute(query, (cid,)))
+        return tuple(InboxEntry(*row) for row in self.db.execute(query, (cid,)))
 
     def add_inbox(self, cid: str, entry: InboxEntry) -> None:
-        self._db.execute("INSERT INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?)", (cid, *astuple(entry)))
+        self.db.execute("INSERT INTO inbox VALUES (?, ?, ?, ?, ?, ?, ?)", (cid, *astuple(entry)))
 
     def drop_inbox(self, cid: str, position: int) -> None:
-        self._db.execute("DELETE FROM inbox WHERE cid = ? AND position = ?", (cid, position))
+        self.db.execute("DELETE FROM inbox WHERE cid = ? AND position = ?", (cid, position))
 
     def trim_inbox(self, cid: str, position: int) -> None:
-        self._db.execute("DELETE FROM inbox WHERE cid = ? AND position <= ?", (cid, position))
+        self.db.execute("DELETE FROM inbox WHERE cid = ? AND position <= ?", (cid, position))
 
     def seen(self, cid: str, message_id: str) -> int | None:
         query = "SELECT position FROM seen WHERE cid = ? AND message_id = ?"
-        row = self._db.execute(query, (cid, message_id)).fetchone()
+        row = self.db.execute(query, (cid, message_id)).fetchone()
         return None if row is None else row[0]
 
     def all_seen(self, cid: str) -> Mapping[str, int]:
-        return dict(self._db.execute("SELECT message_id, position FROM seen WHERE cid = ?", (cid,)))
+        return dict(self.db.execute("SELECT message_id, position FROM seen WHERE cid = ?", (cid,)))
 
     def remember(self, cid: str, message_id: str, position: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (cid, message_id, position))
+        self.db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (cid, message_id, position))
 
     def forget_id(self, cid: str, message_id: str) -> None:
-        self._db.execute("DELETE FROM seen WHERE cid = ? AND message_id = ?", (cid, message_id))
+        self.db.execute("DELETE FROM seen WHERE cid = ? AND message_id = ?", (cid, message_id))
 
     def trim_seen(self, cid: str, position: int) -> None:
         if position > 0:
-            self._db.execute("DELETE FROM seen WHERE cid = ? AND position BETWEEN 1 AND ?", (cid, position))
+            self.db.execute("DELETE FROM seen WHERE cid = ? AND position BETWEEN 1 AND ?", (cid, position))
 
     def state(self, cid: str) -> bytes | None:
-        row = self._db.execute("SELECT state FROM state WHERE cid = ?", (cid,)).fetchone()
+        row = self.db.execute("SELECT state FROM state WHERE cid = ?", (cid,)).fetchone()
         return None if row is None else row[0]
 
     def set_state(self, cid: str, state: bytes) -> None:
-        self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (cid, state))
+        self.db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (cid, state))
 
     def erase(self, cid: str) -> None:
         for table in ("head", "state", "log", "inbox", "seen"):
-            self._db.execute(f"DELETE FROM {table} WHERE cid = ?", (cid,))
+            self.db.execute(f"DELETE FROM {table} WHERE cid = ?", (cid,))
 
 
 class _UserTables(_Base):
     def slots(self, user: str) -> Mapping[str, Slot]:
-        rows = self._db.execute("SELECT cid, nonce, incarnation FROM slots WHERE user = ?", (user,))
+        rows = self.db.execute("SELECT cid, nonce, incarnation FROM slots WHERE user = ?", (user,))
         return {cid: Slot(nonce, incarnation) for cid, nonce, incarnation in rows}
 
     def slot(self, user: str, cid: str) -> Slot | None:
         query = "SELECT nonce, incarnation FROM slots WHERE user = ? AND cid = ?"
-        row = self._db.execute(query, (user, cid)).fetchone()
+        row = self.db.execute(query, (user, cid)).fetchone()
         return None if row is None else Slot(*row)
 
     def put_slot(self, user: str, cid: str, slot: Slot) -> None:
         row = (user, cid, slot.nonce, slot.incarnation)
-        self._db.execute("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?)", row)
+        self.db.execute("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?)", row)
 
     def drop_slot(self, user: str, cid: str) -> None:
-        self._db.execute("DELETE FROM slots WHERE user = ? AND cid = ?", (user, cid))
+        self.db.execute("DELETE FROM slots WHERE user = ? AND cid = ?", (user, cid))
 
     def waiting(self, user: str) -> tuple[Waiting, ...]:
         query = "SELECT cid, incarnation, reason, since FROM waiting WHERE user = ? ORDER BY place"
-        return tuple(Waiting(*row) for row in self._db.execute(query, (user,)))
+        return tuple(Waiting(*row) for row in self.db.execute(query, (user,)))
 
     def put_waiting(self, user: str, entry: Waiting) -> None:
-        self._db.execute(
+        self.db.execute(
             "INSERT INTO waiting (user, cid, incarnation, reason, since) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (user, cid) DO UPDATE SET incarnation = excluded.incarnation,"
             " reason = excluded.reason, since = excluded.since",
@@ -159,7 +161,7 @@ class _UserTables(_Base):
         )
 
     def drop_waiting(self, user: str, cid: str) -> bool:
-        deleted = self._db.execute("DELETE FROM waiting WHERE user = ? AND cid = ?", (user, cid))
+        deleted = self.db.execute("DELETE FROM waiting WHERE user = ? AND cid = ?", (user, cid))
         return deleted.rowcount > 0
 
 
@@ -170,9 +172,9 @@ class _NodeTables(_Base):
         self._membership: Membership = self._read_membership()
 
     def _read_membership(self) -> Membership:
-        names = [row[0] for row in self._db.execute("SELECT incarnation FROM members")]
-        dead = dict(self._db.execute("SELECT incarnation, buried FROM dead"))
-        (version,) = self._db.execute("SELECT version FROM membership").fetchone()
+        names = [row[0] for row in self.db.execute("SELECT incarnation FROM members")]
+        dead = dict(self.db.execute("SELECT incarnation, buried FROM dead"))
+        (version,) = self.db.execute("SELECT version FROM membership").fetchone()
         return Membership(dict.fromkeys(names, Member(0, 0, 0)), dead, version)
 
     def membership(self) -> Membership:
@@ -181,80 +183,80 @@ class _NodeTables(_Base):
     def set_membership(self, state: Membership) -> None:
         before, self._membership = self._membership, state
         if state.members.keys() != before.members.keys():
-            self._db.execute("DELETE FROM members")
-            self._db.executemany("INSERT INTO members VALUES (?)", [(name,) for name in state.members])
+            self.db.execute("DELETE FROM members")
+            self.db.executemany("INSERT INTO members VALUES (?)", [(name,) for name in state.members])
         if state.dead != before.dead:
-            self._db.execute("DELETE FROM dead")
-            self._db.executemany("INSERT INTO dead VALUES (?, ?)", list(state.dead.items()))
+            self.db.execute("DELETE FROM dead")
+            self.db.executemany("INSERT INTO dead VALUES (?, ?)", list(state.dead.items()))
         if state.version != before.version:
-            self._db.execute("UPDATE membership SET version = ?", (state.version,))
+            self.db.execute("UPDATE membership SET version = ?", (state.version,))
 
     def live(self, incarnation: str) -> int:
         return self._live.get(incarnation, 0)
 
     def node_version(self, incarnation: str) -> int:
         query = "SELECT node_version FROM nodes WHERE incarnation = ?"
-        row = self._db.execute(query, (incarnation,)).fetchone()
+        row = self.db.execute(query, (incarnation,)).fetchone()
         return 0 if row is None else row[0]
 
     def set_node_version(self, incarnation: str, version: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (incarnation, version))
+        self.db.execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (incarnation, version))
 
     def record(self, incarnation: str, cid: str) -> Record | None:
         query = f"SELECT {_RECORD} FROM records WHERE incarnation = ? AND conversation_id = ?"
-        row = self._db.execute(query, (incarnation, cid)).fetchone()
+        row = self.db.execute(query, (incarnation, cid)).fetchone()
         return None if row is None else Record(*row)
 
     def records(self, incarnation: str) -> tuple[Record, ...]:
-        rows = self._db.execute(f"SELECT {_RECORD} FROM records WHERE incarnation = ?", (incarnation,))
+        rows = self.db.execute(f"SELECT {_RECORD} FROM records WHERE incarnation = ?", (incarnation,))
         return tuple(Record(*row) for row in rows)
 
     def put_record(self, incarnation: str, record: Record) -> None:
         row = (incarnation, *astuple(record))
-        self._db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self.db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def drop_record(self, incarnation: str, cid: str) -> None:
         query = "DELETE FROM records WHERE incarnation = ? AND conversation_id = ?"
-        self._db.execute(query, (incarnation, cid))
+        self.db.execute(query, (incarnation, cid))
 
     def connections(self, incarnation: str) -> Mapping[str, str]:
         query = "SELECT connection, cid FROM connections WHERE incarnation = ?"
-        return dict(self._db.execute(query, (incarnation,)))
+        return dict(self.db.execute(query, (incarnation,)))
 
     def connect(self, incarnation: str, connection: str, cid: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO connections VALUES (?, ?, ?)", (incarnation, connection, cid))
+        self.db.execute("INSERT OR REPLACE INTO connections VALUES (?, ?, ?)", (incarnation, connection, cid))
 
     def disconnect(self, incarnation: str, connection: str) -> None:
         query = "DELETE FROM connections WHERE incarnation = ? AND connection = ?"
-        self._db.execute(query, (incarnation, connection))
+        self.db.execute(query, (incarnation, connection))
 
     def drop_node(self, incarnation: str) -> None:
         for table in ("nodes", "records", "connections"):
-            self._db.execute(f"DELETE FROM {table} WHERE incarnation = ?", (incarnation,))
+            self.db.execute(f"DELETE FROM {table} WHERE incarnation = ?", (incarnation,))
 
 
 class _IndexTables(_Base):
     def index(self, user: str, cid: str, activity: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO lists VALUES (?, ?, ?)", (user, cid, activity))
-        self._db.execute("INSERT OR IGNORE INTO everything VALUES (?, ?)", (shard_of(cid), cid))
+        self.db.execute("INSERT OR REPLACE INTO lists VALUES (?, ?, ?)", (user, cid, activity))
+        self.db.execute("INSERT OR IGNORE INTO everything VALUES (?, ?)", (shard_of(cid), cid))
 
     def touch(self, user: str, cid: str, activity: int) -> None:
         query = "UPDATE lists SET activity = ? WHERE user = ? AND cid = ?"
-        self._db.execute(query, (activity, user, cid))
+        self.db.execute(query, (activity, user, cid))
 
     def unindex(self, user: str, cid: str) -> None:
-        self._db.execute("DELETE FROM lists WHERE user = ? AND cid = ?", (user, cid))
-        self._db.execute("DELETE FROM everything WHERE shard = ? AND cid = ?", (shard_of(cid), cid))
+        self.db.execute("DELETE FROM lists WHERE user = ? AND cid = ?", (user, cid))
+        self.db.execute("DELETE FROM everything WHERE shard = ? AND cid = ?", (shard_of(cid), cid))
 
     def list_user(self, user: str, before: tuple[int, str] | None, limit: int) -> Sequence[tuple[str, int]]:
         where = "" if before is None else " AND (activity, cid) < (?, ?)"
         query = f"SELECT cid, activity FROM lists WHERE user = ?{where} ORDER BY activity DESC, cid DESC LIMIT ?"
-        rows = self._db.execute(query, (user, *(before or ()), max(limit, 0)))
+        rows = self.db.execute(query, (user, *(before or ()), max(limit, 0)))
         return [(cid, activity) for cid, activity in rows]
 
     def list_all(self, shard: int, after: str, limit: int) -> Sequence[str]:
         query = "SELECT cid FROM everything WHERE shard = ? AND cid > ? ORDER BY cid LIMIT ?"
-        return [row[0] for row in self._db.execute(query, (shard, after, max(limit, 0)))]
+        return [row[0] for row in self.db.execute(query, (shard, after, max(limit, 0)))]
 
 
 class SQLiteTables(_ConversationTables, _UserTables, _NodeTables, _IndexTables):
@@ -298,5 +300,5 @@ class SQLiteTables(_ConversationTables, _UserTables, _NodeTables, _IndexTables):
             "n:{}:conversations": "SELECT incarnation FROM nodes UNION SELECT incarnation FROM records"
             " UNION SELECT incarnation FROM connections",
         }
-        names = {name.format(row[0]) for name, query in queries.items() for row in self._db.execute(query)}
+        names = {name.format(row[0]) for name, query in queries.items() for row in self.db.execute(query)}
         return names | membership_keys(self._membership)
