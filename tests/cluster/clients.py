@@ -55,7 +55,7 @@ class Client:
     def note_refusal(self, error: Any) -> None:
         """Record why a node refused a connection; that nobody listens is told as a text."""
         if isinstance(error, dict):
-            self.refusals.append(error["data"])
+            self.refusals.append(cast("dict[str, Any]", error)["data"])
 
     def note_close(self, *_: object) -> None:
         """Record how the connection ended."""

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.cluster.checks import attempts, check_answered, opened
-from tests.cluster.clients import Clients
+from tests.cluster.clients import Client, Clients
 from tests.cluster.talking import Api
 from tests.support.cluster import Cluster
 from tests.support.waiting import wait_until
@@ -160,7 +160,7 @@ async def test_the_longest_idle_conversation_makes_room_keeps_its_clients_and_wa
 ) -> None:
     stored = cluster.stored
     assert stored is not None
-    guests = {}
+    guests: dict[str, Client] = {}
     async with _observed(cluster, "u"):
         for number, cid in enumerate(("first", "second", "third")):
             guests[cid] = await clients.join(cluster.url(number), cid, user_id="u", name=cid)

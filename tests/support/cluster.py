@@ -56,12 +56,20 @@ class Cluster:
         server: the store, running; or None: each node is a standalone one.
         app: text of a module with an `app`, which the nodes run instead of the demo agent.
         settings: as `CONVENER_*` variables, by their names in `convener.settings`.
+        detours: node → URL under which that node reaches the store, through a proxy for example.
     """
 
     def __init__(
-        self, server: Server | None, count: int = 3, *, app: str | None = None, settings: Mapping[str, object] = {}
+        self,
+        server: Server | None,
+        count: int = 3,
+        *,
+        app: str | None = None,
+        settings: Mapping[str, object] = {},
+        detours: Mapping[int, str] = {},
     ) -> None:
         self.server = server
+        self._detours = {f"n{index}": url for index, url in detours.items()}
         self.stored = Stored(server) if server is not None else None
         self._app = app
         self._environment = {f"CONVENER_{name.upper()}": str(value) for name, value in settings.items()}
@@ -106,7 +114,7 @@ class Cluster:
         # The first start takes a free port, later ones that same port: clients know the address.
         command += ["--port", str(httpx.URL(node.url).port) if node.url else "0", "--node-name", node.name]
         if self.server is not None:
-            command += ["--redis", self.server.url]
+            command += ["--redis", self._detours.get(node.name, self.server.url)]
         node.process = convener(
             *command, "--log-format", "json", directory=node.directory, environment=self._environment
         )
