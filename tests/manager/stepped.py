@@ -49,3 +49,11 @@ async def idle(manager: ClusteredConversationManager, cid: str) -> None:
         return runner is not None and not runner.busy and runner._appender.quiet  # pyright: ignore[reportPrivateUsage]
 
     await wait_until(is_idle, f"{cid} is idle")
+
+
+async def reborn(manager: ClusteredConversationManager) -> None:
+    """Let a node begin a new life, as after its burial, and return when it may act."""
+    old = manager.engine.node.incarnation
+    manager._rebirth.set()  # pyright: ignore[reportPrivateUsage]
+    await wait_until(lambda: manager.engine.node.incarnation != old, "a new life begins")
+    await wait_until(manager.engine.node.lease.valid, "it may act")

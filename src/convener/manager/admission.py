@@ -8,14 +8,15 @@ use the slot. Freeing is by nonce, so a slot that was taken anew meanwhile stays
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, cast
 
 import structlog
 
 from convener.core.admission import Slot, Waiting
 from convener.core.model import ClaimReason
-from convener.errors import ConvenerError, ConversationStopped, LimitExceeded, NotFound
+from convener.errors import ConvenerError, ConversationStopped, LimitExceeded, NotFound, StoreFull
 from convener.ids import new_nonce
 from convener.manager.clock import wall_ms
 from convener.manager.context import NodeContext
@@ -49,8 +50,10 @@ class Admission:
     async def make_room(self, user: str, cid: str, reason: ClaimReason, attempt: int) -> None:
         """See `Starts.make_room`."""
         slots = await self._node.store.slots(user)
-        if attempt == 1 and await self._free_stale(user, slots):
-            return
+        if attempt == 1:
+            await self._adopt_orphans(user)
+            if await self._free_stale(user, slots):
+                return
         policy = self._node.options.limit_policy
         limit = await self.limit_of(user)
         # Others may take what was freed; a few more tries than there are slots, then it is really full.
@@ -99,17 +102,47 @@ class Admission:
 
     async def _enqueue(self, user: str, cid: str, reason: ClaimReason) -> bool:
         """Enter the user's queue in this node's name. The record lets recovery find the entry if this node dies."""
-        nonce = new_nonce()
-        await self._records.begin(cid, user, 0, nonce)
-        if not await self._node.store.enqueue(user, cid, self._node.incarnation, reason):
-            await self._records.end(cid, nonce, self._node.incarnation, "hibernated")
+        held = user, new_nonce(), reason
+        # Known before it is made: an entry whose reply is lost would hold everybody up that comes after it.
+        self._waiting[cid] = held
+        await self._records.begin(cid, user, 0, held[1])
+        try:
+            if await self._node.store.enqueue(user, cid, self._node.incarnation, reason):
+                return True
+        except StoreFull:
+            await self._leave(cid, held)
+            raise
+        await self._leave(cid, held)
+        return False
+
+    async def _leave(self, cid: str, held: tuple[str, str, ClaimReason]) -> None:
+        """The start waits no more: its record goes."""
+        await self._records.end(cid, held[1], self._node.incarnation, "hibernated")
+        if self._waiting.get(cid) == held:
+            del self._waiting[cid]
+
+    async def keep(self, cid: str, nonce: str) -> bool:
+        """Put a waiting start's record in the place of the one under `nonce`. False if `cid` does not wait here."""
+        held, record = self._waiting.get(cid), self._records.held(cid)
+        if held is None or record is None or record.nonce != nonce:
             return False
-        self._waiting[cid] = (user, nonce, reason)
+        await self._records.begin(cid, held[0], 0, held[1])
         return True
 
-    def is_waiting(self, cid: str) -> bool:
-        """Whether a start of this conversation waits in this node's name."""
-        return cid in self._waiting
+    async def _adopt_orphans(self, user: str) -> None:
+        """Look after entries of the buried that recovery did not find: nobody else lets those behind them pass."""
+        for entry in await self._node.store.waiting(user):
+            if entry.incarnation not in self._node.buried:
+                continue
+            record = self._records.held(entry.conversation_id)
+            if record is None:
+                await self._enqueue(user, entry.conversation_id, cast("ClaimReason", entry.reason))
+            elif record.status != "starting":
+                await self._node.store.dequeue(user, entry.conversation_id)
+
+    def started(self, cid: str) -> None:
+        """The conversation runs here; RESERVE has taken it out of the queue."""
+        self._waiting.pop(cid, None)
 
     async def freed(self, waiting: Waiting | None) -> None:
         """A slot was given back: let the longest waiting start try."""
@@ -125,16 +158,14 @@ class Admission:
         held = self._waiting.get(cid)
         if held is None or self.start is None:
             return
-        user, nonce, reason = held
         try:
-            await self.start(cid, reason)
-        except (NotFound, ConversationStopped):
-            await self._node.store.dequeue(user, cid)
+            with contextlib.suppress(NotFound, ConversationStopped):
+                await self.start(cid, held[2])
+            # The entry is still there if another node made the start before this one entered the queue.
+            await self._node.store.dequeue(held[0], cid)
+            await self._leave(cid, held)
         except ConvenerError as error:
             log.info("a start waits on", conversation_id=cid, error=str(error))
-            return
-        self._waiting.pop(cid, None)
-        await self._records.end(cid, nonce, self._node.incarnation, "hibernated")
 
     async def run(self) -> None:
         """Try this node's waiting starts every 5 s: what freed a slot may have died before it told anybody."""

@@ -83,6 +83,7 @@ class Engine:
         runner = Runner(self.node, self, view, meta, reason)
         self.runners[view.cid] = runner
         view.listener = runner
+        self.admission.started(view.cid)
         log.info("conversation owned", conversation_id=view.cid, epoch=meta.epoch, reason=reason, strikes=meta.strikes)
         self.runner_changed(runner)
         return runner
@@ -97,46 +98,51 @@ class Engine:
         if self.runners.get(runner.cid) is runner:
             del self.runners[runner.cid]
         log.info("conversation left", conversation_id=runner.cid, epoch=runner.epoch, reason=why)
+        cid, user, nonce, incarnation = runner.cid, runner.user, runner.nonce, runner.incarnation
         if why == "diverged":
-            self.node.supervisor.spawn(f"restart {runner.cid}", self._restart(runner))
+            self.node.supervisor.spawn(f"restart {cid}", self.restart(cid, user, nonce, incarnation))
         elif why != "closed":
-            await self._give_back(runner, RELEASED_AS.get(why, "hibernated"))
-        else:
-            await self.views.release(runner.view)
+            await self._give_back(cid, user, nonce, incarnation, RELEASED_AS.get(why, "hibernated"))
+        await self.views.release(runner.view)
 
-    async def _give_back(self, runner: Runner, status: LoopStatus) -> None:
-        """Slot, then record, then view; until the store answers, since nobody else would do it."""
-        while not (self.node.lease.ended or runner.incarnation != self.node.incarnation):
+    async def _give_back(self, cid: str, user: str, nonce: str, incarnation: str, status: LoopStatus) -> None:
+        """Slot, then record; until the store answers, since nobody else would do it."""
+        while not (self.node.lease.ended or incarnation != self.node.incarnation):
             try:
-                if runner.user:
-                    waiting = await self.node.store.unreserve(runner.user, runner.cid, runner.nonce)
-                    await self.admission.freed(waiting)
-                await self.records.end(runner.cid, runner.nonce, runner.incarnation, status)
-                break
+                if user:
+                    await self.admission.freed(await self.node.store.unreserve(user, cid, nonce))
+                await self.records.end(cid, nonce, incarnation, status)
+                return
             except StoreUnavailable:
                 await asyncio.sleep(PAUSE_S)
-        await self.views.release(runner.view)
 
-    async def _restart(self, runner: Runner) -> None:
-        """The log is not what was written: own the conversation anew, from what the store has."""
-        await self.views.release(runner.view)
-        while not self.node.lease.ended:
+    async def restart(self, cid: str, user: str, nonce: str, incarnation: str) -> None:
+        """See `Starts`. What was held under `nonce` is adopted by the new start, or given back if there is none."""
+        while not (self.node.lease.ended or incarnation != self.node.incarnation):
             await asyncio.sleep(PAUSE_S)
             try:
-                meta = await self.node.store.head(runner.cid)
-                if meta is not None and meta.status == "stopping" and meta.owner == runner.incarnation:
-                    await self.finish_stop(runner.cid, runner.incarnation)
+                meta = await self.node.store.head(cid)
+                if meta is not None and meta.status == "stopping" and meta.owner == incarnation:
+                    await self.finish_stop(cid, incarnation)
+                elif (await self.starter.ensure(cid, "restart")).owner == incarnation:
+                    return
                 else:
-                    await self.starter.ensure(runner.cid, "restart")
+                    break
+            except Queued:
                 return
-            except (NotFound, ConversationStopped, Queued):
-                return
+            except (NotFound, ConversationStopped):
+                break
             except ConvenerError as error:
-                log.info("cannot restart, again", conversation_id=runner.cid, error=str(error))
+                log.info("cannot restart, again", conversation_id=cid, error=str(error))
+        await self._give_back(cid, user, nonce, incarnation, "stopped")
 
     async def make_room(self, user: str, cid: str, reason: ClaimReason, attempt: int) -> None:
         """See `Starts`."""
         await self.admission.make_room(user, cid, reason, attempt)
+
+    async def keep_queued(self, cid: str, nonce: str) -> bool:
+        """See `Starts`."""
+        return await self.admission.keep(cid, nonce)
 
     # -- hibernation -------------------------------------------------------------------------------------------
 

@@ -79,6 +79,10 @@ class Records:
             self._changed.set()
         await self._node.store.drop_record(incarnation, cid, nonce)
 
+    def held(self, cid: str) -> Record | None:
+        """This node's record of a conversation."""
+        return self._records.get(cid)
+
     def client_joined(self, connection: str, cid: str) -> None:
         """A client of this node."""
         self._clients[connection] = cid

@@ -140,8 +140,11 @@ class Recovery:
         """Take it over, under the slot that is there. True if somebody alive owns it or looks after it now."""
         try:
             started = await self._engine.starter.ensure(cid, "takeover")
-        except (Queued, ConversationStopped, NotFound):
+        except Queued:
             return True
+        except (ConversationStopped, NotFound):
+            # Since the head was read: a stop has to be finished, or nothing is there any more. Look again.
+            return False
         if started.here:
             self._node.metrics.takeover_duration.observe(boottime() - began)
         return True

@@ -13,6 +13,7 @@ entry after the claim's own reading is heard (I11).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 PAUSE_S: Final = 0.05
+SETTLE_S: Final = 0.5
 SUSPENDED_S: Final = 3.0
 """How long a start waits for this node's lease to become good again."""
 
@@ -88,6 +90,14 @@ class Starts(Protocol):
         """
         ...
 
+    async def keep_queued(self, cid: str, nonce: str) -> bool:
+        """If the start of `cid` waits in this node's queue, put its record in the place of the one under `nonce`."""
+        ...
+
+    async def restart(self, cid: str, user: str, nonce: str, incarnation: str) -> None:
+        """This node owns the conversation and does not run it: own it anew, or finish its stop; until that is done."""
+        ...
+
 
 class Starter:
     """Makes somebody own a conversation; single-flight per conversation on this node."""
@@ -113,15 +123,22 @@ class Starter:
             NotFound, ConversationStopped, LimitExceeded, StoreUnavailable.
             Queued: the user's limit is met; the start waits in the user's queue and will be tried again.
             OwnerUnavailable: not settled within `start_timeout`.
-            OwnershipLost: this node may not act.
+            OwnershipLost: this node may not act, or its life has ended meanwhile.
         """
         flight = self._flights.get(cid)
         if flight is None:
             flight = asyncio.get_running_loop().create_task(self._fly(cid, reason), name=f"start {cid}")
             self._flights[cid] = flight
             flight.add_done_callback(lambda done: self._landed(cid, done))
-        # Shielded: a caller that goes away must not cut a start in half.
-        return await asyncio.shield(flight)
+        try:
+            # Shielded: a caller that goes away must not cut a start in half.
+            return await asyncio.shield(flight)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if not flight.cancelled() or task is None or task.cancelling():
+                raise
+            # Not the caller was cancelled but the start, by `aclose`: no reason to end who waits for it.
+            raise OwnershipLost("this life of the node has ended; try again", retry_after=1.0) from error
 
     def _landed(self, cid: str, flight: asyncio.Task[Started]) -> None:
         if self._flights.get(cid) is flight:
@@ -189,7 +206,7 @@ class Starter:
             if meta.user:
                 outcome = await self._reserve(attempt, read)
                 if outcome != "OK":
-                    await self._undo(attempt)
+                    await self._give_up(attempt)
                     return meta if outcome == "LIMIT" else None
             attempt.view = await self._views.acquire(cid)
             return await self._claim(attempt, reason)
@@ -199,10 +216,11 @@ class Starter:
 
     async def _clean(self, attempt: _Attempt, error: BaseException) -> None:
         """Give back what a failed attempt holds: now if the store answers, else in the background until it does."""
-        if isinstance(error, StoreUnavailable | asyncio.CancelledError):
-            self._node.supervisor.spawn(f"settle {attempt.cid}", self._undo_later(attempt))
-        else:
-            await self._undo(attempt)
+        if not isinstance(error, StoreUnavailable | asyncio.CancelledError):
+            with contextlib.suppress(ConvenerError):
+                await self._give_up(attempt)
+                return
+        self._node.supervisor.spawn(f"settle {attempt.cid}", self._undo_later(attempt))
 
     async def _reserve(self, attempt: _Attempt, read: Slot | None) -> Literal["OK", "LIMIT", "HELD"]:
         """RESERVE. A slot of a live node that is not this one means that a start is under way there."""
@@ -237,6 +255,8 @@ class Starter:
         while True:
             if not self._node.lease.valid() or attempt.incarnation != self._node.incarnation:
                 raise OwnerUnavailable("this node is suspended", retry_after=1.0)
+            # RESOLVE must name the epoch of the claim that may be on its way, not of the first one.
+            attempt.meta = meta
             request = ClaimRequest(
                 me=attempt.incarnation,
                 nonce=attempt.nonce,
@@ -251,7 +271,7 @@ class Starter:
             except StoreFull:
                 raise
             except StoreUnavailable:
-                owned = await self._resolve(attempt, meta.epoch)
+                owned = await self._resolve(attempt)
                 if owned is None:
                     return None
                 return self._owned(attempt, owned, request.reason)
@@ -263,7 +283,7 @@ class Starter:
                 raise NotFound(f"no conversation {attempt.cid}")
             meta = reply.meta
             if self._is_live(meta.owner):
-                await self._undo(attempt)
+                await self._give_up(attempt)
                 return Started(meta.owner, meta.epoch, here=False)
 
     def _reason(self, meta: Meta, reason: ClaimReason) -> ClaimReason:
@@ -273,14 +293,15 @@ class Starter:
             return "restart"
         return "start" if meta.epoch == 0 else reason if reason != "start" else "wake"
 
-    async def _resolve(self, attempt: _Attempt, epoch: int) -> Meta | None:
+    async def _resolve(self, attempt: _Attempt) -> Meta | None:
         """Settle a claim whose outcome is unknown: owned, or never to be. None if it did not succeed."""
+        epoch = attempt.meta.epoch
         reply = await self._repeat(
             lambda: self._node.store.resolve(attempt.cid, attempt.incarnation, attempt.nonce, epoch)
         )
         if reply.outcome == "OWNED":
             return reply.meta
-        await self._undo(attempt)
+        await self._give_up(attempt)
         return None
 
     def _owned(self, attempt: _Attempt, meta: Meta, reason: ClaimReason) -> Started:
@@ -303,27 +324,39 @@ class Starter:
                 self._node.metrics.store_errors.labels(kind=error.wire_code).inc()
                 await asyncio.sleep(PAUSE_S)
 
-    async def _undo(self, attempt: _Attempt) -> None:
-        """Give slot, record and view back after a start that did not end in ownership.
+    async def _give_up(self, attempt: _Attempt) -> None:
+        """Undo now. What must wait for another node's doing is undone in the background."""
+        if not await self._undo(attempt):
+            self._node.supervisor.spawn(f"settle {attempt.cid}", self._undo_later(attempt))
+
+    async def _undo(self, attempt: _Attempt) -> bool:
+        """Give slot, record and view back after a start that did not end in ownership. False if it is too early.
 
         The slot of a conversation whose owner is buried stays (recovery goes on under it), and so does the record,
-        since the hash must name every slot of the node (I12).
+        since the hash must name every slot of the node (I12). When recovery or a stop is done with the conversation
+        the slot has another nonce, or nobody but this node would ever free it.
         """
-        view, attempt.view = attempt.view, None
-        if view is not None:
-            await self._views.release(view)
+        await self._let_view_go(attempt)
         if attempt.slot:
             meta = await self._node.store.head(attempt.cid)
             if meta is not None and meta.owner == attempt.incarnation and meta.nonce == attempt.nonce:
-                return
+                return False
             if meta is not None and meta.owner in self._node.buried:
-                return
+                return False
             await self._node.store.unreserve(attempt.meta.user, attempt.cid, attempt.nonce)
             attempt.slot = False
-        await self._records.end(attempt.cid, attempt.nonce, attempt.incarnation, "hibernated")
+        if not await self._host.keep_queued(attempt.cid, attempt.nonce):
+            await self._records.end(attempt.cid, attempt.nonce, attempt.incarnation, "hibernated")
+        return True
+
+    async def _let_view_go(self, attempt: _Attempt) -> None:
+        view, attempt.view = attempt.view, None
+        if view is not None:
+            await self._views.release(view)
 
     async def _undo_later(self, attempt: _Attempt) -> None:
         """The same, until the store answers. A claim may be on its way: it is settled first, for good."""
+        await self._let_view_go(attempt)
         while not self._node.lease.ended and attempt.incarnation == self._node.incarnation:
             try:
                 reply = await self._node.store.resolve(
@@ -331,12 +364,10 @@ class Starter:
                 )
                 if reply.outcome == "OWNED":
                     # It landed after all: this node owns it, so it runs it.
-                    await self.ensure(attempt.cid, "restart")
-                else:
-                    await self._undo(attempt)
-                return
-            except OwnershipLost:
-                return
+                    await self._host.restart(attempt.cid, attempt.meta.user, attempt.nonce, attempt.incarnation)
+                    return
+                if await self._undo(attempt):
+                    return
             except ConvenerError as error:
                 log.info("a start is still to be settled", conversation_id=attempt.cid, error=str(error))
-                await asyncio.sleep(0.5)
+            await asyncio.sleep(SETTLE_S)
