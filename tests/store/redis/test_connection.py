@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from contextlib import AsyncExitStack
+from typing import cast
 
 import pytest
 
@@ -19,6 +20,10 @@ from tests.support.servers import Flavour, Server
 from tests.support.waiting import wait_until
 
 MESSAGE = NewMessage("m1", "u", "{}")
+
+
+# uvloop runs timers before it reads, asyncio reads first.
+EVENT_LOOPS = [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})]
 
 
 def _commands(passage: Passage) -> bool:
@@ -44,6 +49,14 @@ async def _through(
 
 async def _echo(store: RedisStore, text: str) -> str:
     return (await store.topology.execute("", "ECHO", text)).decode()
+
+
+def _blocked_clients(server: Server) -> bool:
+    return b"blocked_clients:0" not in cast("bytes", server.ask("INFO", "clients"))
+
+
+async def _execute(store: RedisStore, *parts: str) -> object:
+    return await store.topology.execute("", *parts)
 
 
 async def _owned(store: RedisStore, cid: str) -> int:
@@ -207,16 +220,24 @@ async def test_a_server_that_does_not_answer_in_time(server: Server, namespace: 
     assert reconnects == [None]
 
 
+@pytest.mark.parametrize("anyio_backend", EVENT_LOOPS)
 async def test_a_blocked_event_loop_is_not_taken_for_a_dead_server(
     server: Server, namespace: str, stack: AsyncExitStack
 ) -> None:
     store = await stack.enter_async_context(RedisStore(server.url, namespace=namespace, deadline=1))
-    for _ in range(2):
-        task = asyncio.create_task(_echo(store, "x"))
-        for _ in range(3):
-            await asyncio.sleep(0)
-        time.sleep(1.5)  # noqa: ASYNC251  # what a blocking tool call does
-        assert await task == "x"
+    channel, blocked = store.channel("c", "c"), asyncio.Event()
+
+    def block(_: bytes) -> None:
+        time.sleep(1.5)  # what a blocking tool call does
+        blocked.set()
+
+    await store.subscribe(channel, block, lambda: None)
+    # Its answer comes while the event loop is blocked, and is read after the deadline.
+    late = asyncio.create_task(_execute(store, "BLPOP", store.keys.inbox("none"), "0.5"))
+    await wait_until(lambda: _blocked_clients(server), "the command waits in the server")
+    server.ask("SPUBLISH", channel, "x")
+    assert await late is None
+    assert blocked.is_set()
     assert store.statistics()[0].connects == 1
 
 

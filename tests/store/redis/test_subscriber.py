@@ -18,6 +18,9 @@ from tests.support.proxy import Passage, Proxy
 from tests.support.servers import Server
 from tests.support.waiting import wait_until
 
+# uvloop runs timers before it reads, asyncio reads first.
+EVENT_LOOPS = [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})]
+
 
 class Listener:
     """Keeps what its channel brings."""
@@ -289,7 +292,7 @@ async def test_a_channel_dropped_by_the_server_is_subscribed_again(
 
 
 async def test_the_canary_notices_a_frozen_subscriber(server: Server, namespace: str, stack: AsyncExitStack) -> None:
-    store, proxy = await _through(stack, server, namespace, probe_interval=0.3)
+    store, proxy = await _through(stack, server, namespace, probe_interval=0.3, silence=600)
     listener = await Listener(store).subscribe()
     before = store.heard()
     await wait_until(lambda: store.heard() > before, "probes come back")
@@ -312,6 +315,7 @@ async def test_silence_is_noticed_when_no_probe_can_be_sent(
     assert store.statistics()[0].connects == 1, "commands still wait for their deadline"
 
 
+@pytest.mark.parametrize("anyio_backend", EVENT_LOOPS)
 async def test_a_blocked_event_loop_is_not_taken_for_a_dead_server(
     server: Server, namespace: str, stack: AsyncExitStack
 ) -> None:

@@ -262,7 +262,10 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._why = "the store is not open"
-        self._open = self._was_late = False
+        self._open = False
+        self._clock = 0.0
+        self._pause = min(deadline / 20, 0.25)
+        self._looked_at = 0.0
         self._connects = self._expired = self._reloads = 0
 
     async def open(self) -> None:
@@ -277,6 +280,7 @@ class Link:
         self._open = True
         self._adopt(wire)
         self._task = self._loop.create_task(self._keep(wire), name="convener-store-link")
+        self._looked_at = self._loop.time()
         self._watch()
 
     async def close(self) -> None:
@@ -312,7 +316,7 @@ class Link:
         wire = self._wire
         if len(self._waiting) + (0 if wire is None else len(wire)) >= self._max_in_flight:
             raise StoreUnavailable(f"more than {self._max_in_flight} commands wait for the store; it was not sent")
-        call = _Call(self._loop.create_future(), script, key, parts, self._loop.time() + self._deadline)
+        call = _Call(self._loop.create_future(), script, key, parts, self._clock + self._pause + self._deadline)
         held = self._waiting_bytes + (0 if wire is None else wire.bytes_in_flight)
         if held + len(call.packed) > MAX_IN_FLIGHT_BYTES:
             raise StoreUnavailable("too much data waits for the store; it was not sent")
@@ -341,9 +345,9 @@ class Link:
         await self.endpoint.connect(wire, self._deadline)
         try:
             # A server that is loading its data takes connections; the PING finds out.
-            expires = self._loop.time() + self._deadline
-            asked = [wire.ask(expires, "PING"), *wire.load_scripts(expires)]
-            async with asyncio.timeout_at(expires):
+            never = float("inf")
+            asked = [wire.ask(never, "PING"), *wire.load_scripts(never)]
+            async with asyncio.timeout(self._deadline):
                 await asyncio.wait([call.future for call in asked])
             asked[0].future.result()
         except AccessRefused as error:
@@ -403,20 +407,19 @@ class Link:
     def _watch(self) -> None:
         """Look at the oldest commands, some twenty times per deadline: one timer, not one per command.
 
-        A command must be found late twice. After the event loop was blocked, this timer may run before the
-        replies are read that arrived in time.
+        Deadlines go by a clock that stands still while the event loop is blocked: what came in time is read before
+        it counts as late, and what could not be sent gets the time that it was promised.
         """
-        now, pause = self._loop.time(), min(self._deadline / 20, 0.25)
-        wire, late = self._wire, False
-        if wire is not None and wire.oldest() <= now:
-            late = True
-            if self._was_late:
-                self._expired += 1
-                wire.why = f"the store did not answer within {self._deadline:g} s"
-                wire.abort()
-        self._was_late = late
-        self._drop_waiting(now)
-        self._timer = self._loop.call_later(pause, self._watch)
+        now = self._loop.time()
+        self._clock += min(now - self._looked_at, 2 * self._pause)
+        self._looked_at = now
+        wire = self._wire
+        if wire is not None and wire.oldest() <= self._clock:
+            self._expired += 1
+            wire.why = f"the store did not answer within {self._deadline:g} s"
+            wire.abort()
+        self._drop_waiting(self._clock)
+        self._timer = self._loop.call_later(self._pause, self._watch)
 
     def _drop_waiting(self, now: float) -> None:
         while self._waiting and self._waiting[0].expires <= now:

@@ -65,11 +65,11 @@ class Ear(Attached):
         self.client_id = 0
         self.why = "the subscriber's connection was lost"
         self.answers: deque[asyncio.Future[Any]] = deque()
-        self.asked_at = 0.0
-        """When the first PING was sent after what was heard last, on the event loop's clock; 0 for none."""
+        self.silent_for = 0.0
+        """Seconds since anything was heard, as its subscriber counts them."""
 
     def data_received(self, data: bytes) -> None:
-        self.asked_at = 0.0
+        self.silent_for = 0.0
         self.reader.feed(data)
         try:
             while (frame := self.reader.gets()) is not NOT_YET:

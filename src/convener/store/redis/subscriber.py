@@ -405,16 +405,17 @@ class Subscriber:
     async def _ping(self) -> None:
         """Ask for a sign of life; needs nothing but this connection.
 
-        Counted from asking, not from what was heard last: a blocked event loop has not asked either.
+        A time in which the event loop was blocked counts little: then it has neither asked nor read.
         """
-        time = asyncio.get_running_loop().time
-        if self._ear is not None:
-            self._ear.write(pack(("PING",)))
-            self._ear.asked_at = self._ear.asked_at or time()
-        await _pause(min(self._probe_interval, self._silence / 4))
-        ear = self._ear
-        if ear is not None and ear.asked_at and time() - ear.asked_at > self._silence:
-            ear.end(f"nothing was heard for {self._silence:g} s")
+        period, time = min(self._probe_interval, self._silence / 4), asyncio.get_running_loop().time
+        ear, begun = self._ear, time()
+        if ear is not None:
+            ear.write(pack(("PING",)))
+        await _pause(period)
+        if ear is not None and ear is self._ear:
+            ear.silent_for += min(time() - begun, 2 * period)
+            if ear.silent_for > self._silence:
+                ear.end(f"nothing was heard for {self._silence:g} s")
 
     async def _compare(self) -> None:
         """Compare the number of subscriptions with the server's, if nothing changed in between."""
