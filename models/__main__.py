@@ -12,7 +12,7 @@ import textwrap
 import time
 
 from models.catalogue import select
-from models.explore import Found, Run, explore
+from models.explore import Found, Run, TooLarge, explore
 
 
 def main() -> int:
@@ -40,7 +40,11 @@ def main() -> int:
 
 def _report(name: str, run: Run, *, trace: bool) -> bool:
     began = time.monotonic()
-    found = explore(run.make())
+    try:
+        found = explore(run.make())
+    except TooLarge as error:
+        print(f"FAIL {name:<40} {error}")
+        return False
     problem = run.judge(found)
     took = time.monotonic() - began
     print(f"{'FAIL' if problem else 'ok':<4} {name:<40} {_outcome(found)}, {took:.1f} s", flush=True)

@@ -292,7 +292,7 @@ class Ownership:
 
 RUNS: Final = (
     Run("full", "one operation per node", lambda: Ownership(Guards(operations=1))),
-    Run("full-two-operations", "two operations per node", lambda: Ownership(Guards()), slow=True),
+    Run("full-two-operations", "two operations per node", lambda: Ownership(Guards(ticks=2)), slow=True),
     Run(
         "full-two-conversations",
         "two conversations, one of which may run",
