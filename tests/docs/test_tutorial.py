@@ -1,0 +1,173 @@
+"""The tutorial is true: its commands are run against real processes, and print what it says that they print.
+
+Steps are marked in the page: ``file`` writes a file, ``background`` starts a process and waits for a word of it,
+``run`` runs commands (``until`` a pattern is in what the last one prints), ``interrupt`` is Ctrl-C for the process
+that was started last. In expected output, digits stand for digits and ids for ids, ``…`` for anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.docs.pages import DOCS, Step, steps
+from tests.support.processes import RunningProcess, convener, free_port
+from tests.support.waiting import wait_until_sync
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="`convener up` is for POSIX systems")
+
+VERBS = ("file", "background", "run", "run until", "interrupt")
+NODES = 3
+
+
+def pattern(expected: str) -> re.Pattern[str]:
+    """What a line of output has to be like."""
+    parts: list[str] = []
+    for word in re.split(r"(\s+|…)", expected.strip()):
+        if not word:
+            continue
+        if word == "…":
+            parts.append(".*")
+        elif word.isspace():
+            parts.append(r"\s+")
+        elif re.fullmatch(r"[\w.-]{22}", word):
+            parts.append(r"[\w.-]{22}")  # an id that was made
+        else:
+            parts.append(re.sub(r"\d+", lambda _: r"\d+", re.escape(word)))
+    return re.compile("".join(parts))
+
+
+def matches(expected: Sequence[str], printed: Sequence[str]) -> bool:
+    """Whether the lines are as expected; an expected line ``…`` stands for any number of lines."""
+    if not expected:
+        return not printed
+    if expected[0].strip() == "…":
+        return any(matches(expected[1:], printed[start:]) for start in range(len(printed) + 1))
+    if not printed or not pattern(expected[0]).fullmatch(printed[0].strip()):
+        return False
+    return matches(expected[1:], printed[1:])
+
+
+@dataclass
+class Reader:
+    """Somebody who follows the page."""
+
+    directory: Path
+    port: int
+    running: list[RunningProcess] = field(default_factory=list[RunningProcess])
+
+    def follow(self, step: Step) -> None:
+        match step.verb:
+            case "file":
+                (self.directory / step.argument).write_text(step.code, encoding="utf-8")
+            case "background":
+                self.start(step)
+            case "interrupt":
+                process = self.running.pop()
+                process.signal(signal.SIGINT)
+                assert process.wait(60) == 0, "\n".join(process.errors)
+            case _:
+                self.run(step, step.argument if step.verb == "run until" else "")
+
+    def start(self, step: Step) -> None:
+        command, expected = self.commands(step)[0]
+        program, *arguments = shlex.split(command)
+        assert program == "convener"
+        process = convener(*arguments, "--port", str(self.port), directory=self.directory)
+        self.running.append(process)
+        if step.argument == "ready":
+            process.wait_for_output("ready", 60)
+        else:
+            process.wait_for_error(step.argument, 60)
+        assert matches(expected, process.output), process.output
+
+    def run(self, step: Step, until: str) -> None:
+        for command, expected in self.commands(step):
+            if command.startswith("pkill"):
+                self.kill(command)
+                continue
+
+            def look(command: str = command) -> list[str] | None:
+                printed = self.output_of(command)
+                return printed if re.search(until, "\n".join(printed)) else None
+
+            printed = wait_until_sync(look, f"`{command}` shows {until!r}", 30)
+            assert printed is not None
+            assert matches(expected, printed), f"line {step.line}: `{command}` printed\n" + "\n".join(printed)
+
+    def output_of(self, command: str) -> list[str]:
+        program, *arguments = shlex.split(command)
+        assert program == "convener"
+        done = subprocess.run(
+            [sys.executable, "-m", "convener", *arguments],
+            cwd=self.directory,
+            env=os.environ | {"CONVENER_URL": f"http://127.0.0.1:{self.port}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.splitlines()
+
+    def kill(self, command: str) -> None:
+        """What the page's command does, among the processes of this test alone."""
+        wanted = shlex.split(command)[-1]
+        children = psutil.Process(self.running[-1].pid).children(recursive=True)
+        hit = [child for child in children if re.search(wanted, " ".join(child.cmdline()))]
+        assert hit
+        for child in hit:
+            child.kill()
+
+    def commands(self, step: Step) -> list[tuple[str, list[str]]]:
+        """Commands with what they print, on this test's ports."""
+        text = re.sub(r"127\.0\.0\.1:(800\d)", lambda m: f"127.0.0.1:{self.port + int(m[1]) - 8000}", step.code)
+        parts = re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]
+        split = (part.rstrip("\n").split("\n") for part in parts)
+        return [(first, rest) for first, *rest in split]
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Generator[Reader]:
+    made = Reader(tmp_path, free_port(NODES))
+    yield made
+    for process in made.running:
+        with process:
+            pass
+
+
+def test_tutorial(reader: Reader) -> None:
+    page = (DOCS / "tutorial" / "first-cluster.md").read_text(encoding="utf-8")
+    todo = list(steps(page, VERBS))
+    assert len(todo) > 15
+    assert page.count("```console") == sum(step.verb in ("background", "run", "run until") for step in todo)
+    for step in todo:
+        reader.follow(step)
+    assert reader.running == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "same"),
+    [
+        ("accepted at position 1 as 4n5mBeiQvTTtsfwKWy7Jbw", "accepted at position 12 as ZZZZZZZZZZZZZZZZZZZZZZ", True),
+        ("accepted at position 1", "accepted at position one", False),
+        ("status   idle", "status           idle", True),
+        ("status   idle", "status           running", False),
+        ("1\n…\n3", "1\n2\n2\n4", True),
+        ("1\n…\nx 3", "1\n2\n2\n4", False),
+        ("epoch begins on …", "epoch begins on node-1 (start)", True),
+        ("a", "a\nb", False),
+    ],
+)
+def test_output_is_compared(expected: str, printed: str, same: bool) -> None:
+    assert matches(expected.split("\n"), printed.split("\n")) is same
