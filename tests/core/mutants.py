@@ -99,6 +99,9 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Change]]:
         for i, part in enumerate(node.elts):
             if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id[0].isupper():
                 yield f"without the effect `{part.func.id}`", _without("elts", i)
+    if isinstance(node, ast.comprehension):
+        for i, part in enumerate(node.ifs):
+            yield f"without the filter `{ast.unparse(part)}`", _without("ifs", i)
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield f"without `{ast.unparse(node)}`", lambda n: ast.copy_location(ast.Pass(), n)
 

@@ -12,15 +12,18 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from convener.core import admission, conversation, membership
-from tests.core import test_admission, test_conversation, test_conversation_owned, test_membership
+from convener.core import admission, conversation, lease, membership
+from tests.core import test_admission, test_conversation, test_conversation_owned, test_lease, test_membership
 from tests.core.mutants import Mutant, mutants
+from tests.core.test_burial import Burial
 from tests.core.test_ownership import Ownership
+from tests.core.test_starts import Starts
 
-WATCHED: dict[ModuleType, tuple[list[ModuleType], type[RuleBasedStateMachine] | None]] = {
+WATCHED: dict[ModuleType, tuple[list[ModuleType], type[RuleBasedStateMachine]]] = {
     conversation: ([test_conversation, test_conversation_owned], Ownership),
-    admission: ([test_admission], None),
-    membership: ([test_membership], None),
+    admission: ([test_admission], Starts),
+    membership: ([test_membership], Burial),
+    lease: ([test_lease], Burial),
 }
 
 HARMLESS: dict[str, str] = {
@@ -30,6 +33,16 @@ HARMLESS: dict[str, str] = {
     "append: `done > meta.done` with the bound moved": "forgets sooner what is answered and beyond the window",
 }
 """Mutants that behave like the original, with the reason."""
+
+BRIEFLY = settings(
+    max_examples=60,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 
 ALL = [mutant for module in WATCHED for mutant in mutants(module)]
 
@@ -47,22 +60,10 @@ def is_noticed(mutant: Mutant) -> bool:
                 test()
             except Exception:
                 return True
-        if machine is not None:
-            try:
-                run_state_machine_as_test(
-                    machine,
-                    settings=settings(
-                        max_examples=60,
-                        stateful_step_count=40,
-                        deadline=None,
-                        derandomize=True,
-                        database=None,
-                        phases=[Phase.generate],
-                        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-                    ),
-                )
-            except Exception:
-                return True
+        try:
+            run_state_machine_as_test(machine, settings=BRIEFLY)
+        except Exception:
+            return True
     return False
 
 
@@ -75,6 +76,32 @@ def test_the_originals_pass(module: ModuleType) -> None:
 def test_the_guards_are_cut_out_of_what_there_is() -> None:
     assert len(ALL) > 150
     assert set(HARMLESS) <= {mutant.label for mutant in ALL}
+
+
+FOUND_BY_MACHINE = {
+    "append: `meta.owner != request.owner or meta.epoch != request.epoch` always False": Ownership,
+    "append: `meta.seq != request.expected` always False": Ownership,
+    "claim: without `meta.epoch != request.epoch`": Ownership,
+    "claim: `meta.status != 'running'` always False": Ownership,
+    "release: without `meta.position != meta.done`": Ownership,
+    "resolve: `meta.epoch == epoch` always False": Ownership,
+    "send: `state.seen is not None` always False": Ownership,
+    "unsend: without `position <= meta.cursor`": Ownership,
+    "reserve: `raised_limit and len(slots) + 1 + ahead >= raised_limit` always False": Starts,
+    "reserve: `len(slots) + 1` without `1`": Starts,
+    "join: `incarnation in state.dead` always False": Burial,
+    "bury: `not member.is_stale(now)` always False": Burial,
+    "reap: without the filter `member.deadline <= now`": Burial,
+    "LeaseTerms.window: `self.fast_burial` always False": Burial,
+}
+"""Guards whose loss the machines have to find by themselves, without any directed test."""
+
+
+@pytest.mark.parametrize("label", FOUND_BY_MACHINE)
+def test_the_machines_find_what_matters_most(label: str) -> None:
+    (mutant,) = [m for m in ALL if m.label == label]
+    with mutant.alive(), pytest.raises(Exception):  # noqa: B017, PT011
+        run_state_machine_as_test(FOUND_BY_MACHINE[label], settings=settings(BRIEFLY, max_examples=300))
 
 
 @pytest.mark.parametrize("mutant", [m for m in ALL if m.label not in HARMLESS], ids=lambda m: m.label)
