@@ -118,6 +118,20 @@ def test_an_id_may_come_again_when_it_was_forgotten() -> None:
     assert world.violations() == []
 
 
+def test_an_id_that_came_again_too_soon() -> None:
+    """The window is exact, also far from the beginning."""
+    for distance, wrong in ((SEEN_WINDOW, True), (SEEN_WINDOW + 1, False)):
+        world = owned()
+        for i in range(SEEN_WINDOW + 10):
+            world.send("again" if i == 4 else f"m{i}", max_pending=10_000)
+            world.take_in()
+            world.answer(i + 1)
+        facts = appended(world.facts(), input_event(message(5 + distance, "again")))
+        assert (
+            ("I8", f"message again is in the log twice, at seq 10 and at seq {facts.meta.seq}") in findings(facts)
+        ) is wrong
+
+
 def test_a_repaired_id_has_no_position_to_check() -> None:
     facts = living().facts()
     assert findings(replace(facts, seen={**facts.seen, "old": 0})) == []
@@ -361,6 +375,8 @@ def test_a_message_that_counts_as_done_without_an_answer() -> None:
     assert findings(changed) == [
         ("I8", f"message m2 at position 2 (seq {seq}) counts as done, but no entry settles it")
     ]
+    changed = with_entry(facts, place(facts, "turn_done", 2), event("reply", "t3", 1, "1"))
+    assert [detail[:22] for _, detail in findings(changed)] == ["message m3 at position"]
 
 
 def test_an_answer_that_does_not_count() -> None:

@@ -36,6 +36,23 @@ def test_a_gap_or_an_unknown_node_asks_for_reading() -> None:
     assert (d.find("c1"), d.nodes["a"].version) == (None, 0)
 
 
+def test_a_gap_in_this_nodes_own_batches_is_none() -> None:
+    """What failed to be published is still held here."""
+    d = known("a")
+    assert d.apply(Batch("a", 3, (record("c1"),)), own=True)
+    assert (d.find("c1"), d.nodes["a"].version) == (("a", record("c1")), 3)
+    assert not d.apply(Batch("b", 1), own=True)
+
+
+def test_indexes_do_not_grow() -> None:
+    """A directory lives as long as its node: what is over may leave nothing behind."""
+    d = known("a")
+    for i in range(50):
+        d.apply(Batch("a", 2 * i + 1, (record(f"c{i}"),), (), {f"s{i}": f"c{i}"}))
+        d.apply(Batch("a", 2 * i + 2, (), (f"c{i}",), {}, (f"s{i}",)))
+    assert list(vars(d).values()) == [{"a": NodeView(100)}, {}, {}]
+
+
 def test_an_old_batch_is_ignored() -> None:
     d = known("a")
     d.apply(Batch("a", 1, (record("c1"),)))
