@@ -88,8 +88,8 @@ def flavour(request: pytest.FixtureRequest) -> Flavour:
 def cluster(request: pytest.FixtureRequest, pool: Pool, flavour: Flavour) -> Generator[Cluster]:
     """Three nodes, or as the marker `cluster` says.
 
-    After the test everything has to come to rest, the auditor has to find nothing, and when every conversation is
-    deleted no key of them may be left.
+    After the test everything has to come to rest, all nodes have to agree about who runs what, the auditor has to find
+    nothing, and when every conversation is deleted no key of them may be left.
     """
     mark = request.node.get_closest_marker("cluster")
     wanted: dict[str, Any] = dict(mark.kwargs) if mark is not None else {}
@@ -104,6 +104,7 @@ def cluster(request: pytest.FixtureRequest, pool: Pool, flavour: Flavour) -> Gen
         # The next test waits for them.
         made.respawn()
         made.settle()
+        made.agree()
         made.audit()
         made.erase_everything()
     except BaseException as error:

@@ -224,6 +224,38 @@ async def test_a_storm_of_starts_evicts_and_never_exceeds_the_limit(
             check_answered(await api.answered(cid), api.sent[cid])
 
 
+@evicting
+async def test_messages_to_more_conversations_than_may_run_are_all_answered(cluster: Cluster, api: Api) -> None:
+    """They wake, push each other out, and wait for each other, all the time."""
+    cids = [f"c{number}" for number in range(2 * LIMIT)]
+    async with _observed(cluster, "u"):
+        for number, cid in enumerate(cids):
+            await api.start(cluster.url(number % 3), cid, "u")
+        await asyncio.gather(*(api.talk(cid, 10) for cid in cids))
+        for cid in cids:
+            events = await api.answered(cid)
+            check_answered(events, api.sent[cid])
+            assert {reason for _, reason in opened(events)} <= {"start", "wake"}
+
+
+@evicting
+async def test_a_start_after_the_node_of_all_idle_ones_was_killed_finds_its_place(cluster: Cluster, api: Api) -> None:
+    for number in range(LIMIT):
+        await api.start(cluster.url(0), f"c{number}", "u")
+    cluster.kill(0)
+    answer = await _create(api.http, cluster.url(1), "next", "u")
+    # At once, or when the dead have been buried: until then their places are taken.
+    if answer.status_code != 201:
+        assert answer.json()["code"] in ("limit_exceeded", "owner_unavailable"), answer.text
+
+        async def starts() -> bool:
+            return (await _create(api.http, cluster.url(1), "next", "u")).status_code == 201
+
+        await wait_until(starts, "it is started")
+    await api.deliver("next", "hello")
+    check_answered(await api.answered("next"), api.sent["next"])
+
+
 async def _fill(cluster: Cluster, api: Api) -> list[str]:
     busy = [f"busy-{number}" for number in range(LIMIT)]
     for number, cid in enumerate(busy):
@@ -258,6 +290,30 @@ async def test_a_queued_start_accepts_messages_and_begins_when_a_slot_is_free(
         check_answered(await api.answered("after-next"), api.sent["after-next"])
     assert stored.waiting("u") == []
     await _stop(api.http, cluster.url(0), busy[2])
+
+
+@queueing
+async def test_a_newcomer_does_not_pass_those_who_wait_though_a_place_is_free(cluster: Cluster, api: Api) -> None:
+    stored = cluster.stored
+    assert stored is not None
+    busy = [f"busy-{number}" for number in range(LIMIT)]
+    for number, cid in enumerate(busy):
+        await api.start(cluster.url(1 + number % 2), cid, "u", message={"data": {"text": "/sleep 600"}})
+    await api.start(cluster.url(0), "first", "u")
+    # Who looks after the one that waits is frozen, so the place stays free for a while.
+    cluster.stop(0)
+    await _stop(api.http, cluster.url(1), busy[0])
+    answer = await api.start(cluster.url(1), "newcomer", "u")
+    assert (answer["status"], answer["node"]) == ("starting", "")
+    assert stored.waiting("u") == ["first", "newcomer"]
+    assert set(stored.slots("u")) == set(busy[1:])
+    cluster.cont(0)
+    await wait_until(lambda: stored.waiting("u") == ["newcomer"], "the first one is served first", 30)
+    await _stop(api.http, cluster.url(1), busy[1])
+    for cid in ("first", "newcomer"):
+        await api.deliver(cid, "hello", url=cluster.url(2))
+        check_answered(await api.answered(cid), api.sent[cid])
+    await _stop(api.http, cluster.url(1), busy[2])
 
 
 @queueing

@@ -49,6 +49,10 @@ class Node:
         return [line for life in lives for line in (f"--- pid {life.pid}", *life.output, *life.errors)]
 
 
+def _name(incarnation: str) -> str:
+    return incarnation.rpartition("~")[0]
+
+
 class Cluster:
     """`count` nodes over one store.
 
@@ -223,7 +227,7 @@ class Cluster:
     def owner(self, cid: str) -> int | None:
         """Index of the node that owns a conversation, None for nobody; read from the store."""
         assert self.stored is not None
-        name = self.stored.head(cid)["owner"].rpartition("~")[0]
+        name = _name(self.stored.head(cid)["owner"])
         return next((index for index, node in enumerate(self.nodes) if node.name == name), None)
 
     def incarnations(self, index: int) -> set[str]:
@@ -242,6 +246,32 @@ class Cluster:
         except NotInTimeError as error:
             error.add_note("\n".join(stored.unsettled()))
             raise
+
+    def agree(self) -> None:
+        """Wait until every node's directory says what the heads in the store say, and all say the same (I14)."""
+        try:
+            wait_until_sync(lambda: not self.disagreements(), "all nodes list what is owned, and by whom", 20)
+        except NotInTimeError as error:
+            error.add_note("\n".join(self.disagreements()))
+            raise
+
+    def disagreements(self) -> list[str]:
+        """Where nodes' directories differ from the store or from each other, in words."""
+        assert self.stored is not None
+        heads = {cid: self.stored.head(cid) for cid in self.stored.conversations()}
+        owned = {cid: (_name(head["owner"]), int(head["epoch"])) for cid, head in heads.items() if head["owner"]}
+        found: list[str] = []
+        first: dict[str, Any] | None = None
+        for index in self.live():
+            rows = self.get(index, "/conversations", scope="cluster", limit=1000)["conversations"]
+            listed = {row["conversation_id"]: (row["node"], row["epoch"]) for row in rows}
+            rest = {row["conversation_id"]: (row["status"], row["connections"]) for row in rows}
+            first = rest if first is None else first
+            if listed != owned:
+                found.append(f"n{index} lists {listed}, but the owners are {owned}")
+            elif rest != first:
+                found.append(f"n{index} lists {rest}, but another node {first}")
+        return found
 
     def audit(self, index: int | None = None) -> dict[str, Any]:
         """The auditor's report, from one node; it must have found nothing, in everything that the store has."""
