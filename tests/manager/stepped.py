@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from convener.manager import ClusteredConversationManager
@@ -14,14 +15,16 @@ from tests.support.waiting import wait_until
 
 
 class Stepped:
-    """Makes clusters; `stores[i]` is the store of node i."""
+    """Makes clusters; `stores[i]` is the store of node i, which `prepare` sees before the node does."""
 
     def __init__(self, make_cluster: MakeCluster) -> None:
         self._make = make_cluster
         self.stores: list[StepStore] = []
+        self.prepare: Callable[[StepStore], object] = lambda store: None
 
     def _wrap(self, index: int, store: Store) -> Store:
         self.stores.append(StepStore(store))
+        self.prepare(self.stores[-1])
         return cast("Store", self.stores[-1])
 
     async def start(self, agent: Any = echo, **options: Any) -> InProcessCluster:
@@ -56,4 +59,9 @@ async def reborn(manager: ClusteredConversationManager) -> None:
     old = manager.engine.node.incarnation
     manager._rebirth.set()  # pyright: ignore[reportPrivateUsage]
     await wait_until(lambda: manager.engine.node.incarnation != old, "a new life begins")
-    await wait_until(manager.engine.node.lease.valid, "it may act")
+
+    def may_act() -> bool:
+        # Each life has a lease of its own.
+        return manager.engine.node.lease.valid()
+
+    await wait_until(may_act, "it may act")

@@ -64,10 +64,14 @@ class Directory:
 
     # -- changes ---------------------------------------------------------------------------------------------
 
-    def apply(self, batch: Batch) -> bool:
-        """Apply the next batch of a node; False if it is not the next one (a gap, or an unknown node)."""
+    def apply(self, batch: Batch, *, own: bool = False) -> bool:
+        """Apply the next batch of a node; False if it is not the next one (a gap, or an unknown node).
+
+        Args:
+            own: this node made the batch. Versions before it that failed are no gap: it holds what they held.
+        """
         view = self.nodes.get(batch.node)
-        if view is None or batch.version > view.version + 1:
+        if view is None or (batch.version > view.version + 1 and not own):
             return False
         if batch.version <= view.version:
             return True
@@ -138,11 +142,10 @@ class Directory:
 
     @staticmethod
     def _unindex(index: dict[str, set[str]], key: str, value: str) -> None:
-        held = index.get(key)
-        if held is not None:
-            held.discard(value)
-            if not held:
-                del index[key]
+        held = index[key]
+        held.discard(value)
+        if not held:
+            del index[key]
 
     # -- questions -------------------------------------------------------------------------------------------
 

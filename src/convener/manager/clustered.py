@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, Self, cast
 
 import structlog
 
@@ -81,6 +81,16 @@ class ClusteredConversationManager(StandaloneConversationManager):
 
         return RedisStore(str(url), namespace=self.namespace)
 
+    async def __aenter__(self) -> Self:
+        """Join the cluster, then start all background work."""
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            # Else its thread would go on renewing the lease of a node that is not there.
+            if self._engine is None:
+                await self._stop_heartbeat()
+            raise
+
     async def _begin(self) -> None:
         engine = self.engine
         node, keep = engine.node, engine.node.supervisor.keep
@@ -130,16 +140,18 @@ class ClusteredConversationManager(StandaloneConversationManager):
         try:
             await super().__aexit__(kind, error, trace)
         finally:
-            if self._heartbeat is not None:
-                await self._heartbeat.stop()
-                self._heartbeat = None
+            await self._stop_heartbeat()
+
+    async def _stop_heartbeat(self) -> None:
+        heartbeat, self._heartbeat = self._heartbeat, None
+        if heartbeat is not None:
+            await heartbeat.stop()
 
     async def _end(self) -> None:
         # No renewal may follow the burial: it would be answered DEAD and begin a new life.
         self.engine.node.draining = True
         await super()._end()
-        if self._heartbeat is not None:
-            await self._heartbeat.stop()
+        await self._stop_heartbeat()
         await self._calls.close()
 
     async def _tick(self) -> None:
@@ -155,7 +167,16 @@ class ClusteredConversationManager(StandaloneConversationManager):
 
     def _on_version(self, version: int) -> None:
         if version != self._members.state.version:
-            self.engine.node.supervisor.spawn("read members", self._members.refresh())
+            self.engine.node.supervisor.spawn("read members", self._read_members())
+
+    async def _read_members(self) -> None:
+        """Read them until that succeeds: nobody tells of a version twice, and an unknown burial breaks I11."""
+        while True:
+            try:
+                return await self._members.refresh()
+            except ConvenerError as error:
+                log.info("cannot read the members, again", error=str(error))
+                await asyncio.sleep(0.5)
 
     def _on_buried(self, incarnation: str) -> None:
         self._calls.fail(incarnation)
@@ -183,34 +204,49 @@ class ClusteredConversationManager(StandaloneConversationManager):
 
     async def _be_reborn(self) -> None:
         """This incarnation was buried: end everything of it, and await that, then join as a new one."""
+        node = self.engine.node
         while True:
             await self._rebirth.wait()
-            self._rebirth.clear()
-            node = self.engine.node
-            if node.draining:
-                continue
-            old = node.incarnation
+            old, alive = node.incarnation, False
             log.warning("buried: a new life begins", node=old)
-            node.lease.end()
-            if self._heartbeat is not None:
-                await self._heartbeat.stop()
-            await self.engine.drop_all()
-            await self._calls.close()
-            node.directory.forget(old)
-            node.incarnation = new_incarnation(node.options.name)
-            # Heartbeat and membership both tell of a burial; until here they meant the old life.
-            self._rebirth.clear()
-            node.lease = Lease(self._terms(node.options))
-            self.engine.records.new_life()
-            self.engine.admission.new_life()
-            while True:
-                try:
-                    await self._live()
-                    break
-                except ConvenerError as error:
-                    log.info("cannot join, again", node=node.incarnation, error=str(error))
-                    await asyncio.sleep(0.5)
+            try:
+                while not (alive or node.draining):
+                    await self._end_life()
+                    alive = await self._try_to_live()
+            except Exception:
+                # Half-way between two lives nothing else would ever bring this node back.
+                self._rebirth.set()
+                raise
             self._recovery.walk(old)
+            if node.draining:
+                self._rebirth.clear()
+
+    async def _end_life(self) -> None:
+        """End everything of this incarnation, then be another one."""
+        node = self.engine.node
+        node.lease.end()
+        await self._stop_heartbeat()
+        await self.engine.drop_all()
+        await self._calls.close()
+        node.directory.forget(node.incarnation)
+        node.incarnation = new_incarnation(node.options.name)
+        # Heartbeat and membership both tell of a burial; until here they meant the old life.
+        self._rebirth.clear()
+        node.lease = Lease(self._terms(node.options))
+        self.engine.records.new_life()
+        self.engine.admission.new_life()
+
+    async def _try_to_live(self) -> bool:
+        """Join. A failed try ends that life too: by the time that it is repeated it may be buried for ever (I10)."""
+        try:
+            await self._live()
+        except ConvenerError as error:
+            log.info("cannot join, again", node=self.engine.node.incarnation, error=str(error))
+            with contextlib.suppress(ConvenerError):
+                await self._members.leave()
+            await asyncio.sleep(0.5)
+            return False
+        return True
 
     @property
     def heartbeat(self) -> Heartbeat | None:

@@ -89,7 +89,7 @@ class Members:
 
     def live(self) -> list[str]:
         """Incarnations that are members and not draining."""
-        return [name for name, member in self.state.members.items() if '"draining"' not in member.info]
+        return [name for name, member in self.state.members.items() if '"state":"draining"' not in member.info]
 
     async def reap_forever(self) -> None:
         """Bury whose lease has passed; every second with jitter, on every node."""

@@ -54,6 +54,8 @@ class Records:
         """Write the record of a start that is about to reserve and claim. `starting` is not listed."""
         record = Record(cid, user, "starting", epoch, nonce, wall_ms(), self._version)
         self._records[cid] = record
+        # One batch must not hold both: what comes back is not gone.
+        self._removed.pop(cid, None)
         self._node.directory.put(self._node.incarnation, record)
         await self._node.store.put_record(self._node.incarnation, record)
 
@@ -69,7 +71,11 @@ class Records:
         self._changed.set()
 
     async def end(self, cid: str, nonce: str, incarnation: str, status: LoopStatus) -> None:
-        """Remove a record, by nonce: the record of a later start of the same conversation stays."""
+        """Remove a record, by nonce: the record of a later start of the same conversation stays.
+
+        First from the hash: whoever is told that it is gone and reads the hash must not find it there (I14).
+        """
+        await self._node.store.drop_record(incarnation, cid, nonce)
         held = self._records.get(cid)
         if held is not None and held.nonce == nonce and incarnation == self._node.incarnation:
             del self._records[cid]
@@ -77,7 +83,6 @@ class Records:
             self._node.directory.drop(incarnation, cid)
             self._removed[cid] = (status, held.epoch)
             self._changed.set()
-        await self._node.store.drop_record(incarnation, cid, nonce)
 
     def held(self, cid: str) -> Record | None:
         """This node's record of a conversation."""
@@ -124,6 +129,7 @@ class Records:
                 await self.flush()
             except StoreUnavailable as error:
                 log.info("state could not be written, again", error=str(error))
+                self._changed.set()
             interval = sync_interval(len(self._node.directory.nodes)) if self._publish else 0.2
             await asyncio.sleep(interval)
 
@@ -131,8 +137,8 @@ class Records:
         """Write what changed to the node's hash and publish it, in batches with consecutive versions.
 
         Raises:
-            StoreUnavailable: the outcome is unknown; the same changes go again with the next version, and whoever
-                missed one version reads the hash.
+            StoreUnavailable: the outcome is unknown; the same changes go again with the next version, at the next
+                call, and whoever missed one version reads the hash.
         """
         async with self._turn:
             self._changed.clear()
@@ -141,9 +147,13 @@ class Records:
                 await self._flush_some()
 
     async def _touch(self) -> None:
-        touched, self._touched = self._touched, {}
-        for user, cids in touched.items():
-            await self._node.store.touch(user, list(cids))
+        while self._touched:
+            user, cids = self._touched.popitem()
+            try:
+                await self._node.store.touch(user, list(cids))
+            except StoreUnavailable:
+                self._touched.setdefault(user, {}).update(cids)
+                raise
 
     async def _flush_some(self) -> None:
         incarnation = self._node.incarnation
@@ -154,16 +164,19 @@ class Records:
         joined = dict(list(self._joined.items())[:BATCH])
         left = list(self._left)[:BATCH]
         await self._node.store.flush(incarnation, version, changed, joined, left)
-        if incarnation != self._node.incarnation:
-            return
-        self._forget_told(changed, removed, joined, left)
-        self._node.directory.apply(Batch(incarnation, version, tuple(changed), tuple(removed), joined, tuple(left)))
         if self._publish:
             news = {r.conversation_id for r in changed} - self._told
-            self._told |= news
-            self._told -= removed.keys()
             payload = encode_batch(incarnation, version, changed, news, removed, joined, left)
+            # Nothing counts as told before it is published: without a later batch nobody would see the gap.
             await self._node.store.publish(self._node.store.channel("sync"), payload)
+        if incarnation != self._node.incarnation:
+            return
+        self._told |= {r.conversation_id for r in changed}
+        self._told -= removed.keys()
+        self._forget_told(changed, removed, joined, left)
+        gone = tuple(cid for cid in removed if cid not in self._records)
+        batch = Batch(incarnation, version, tuple(changed), gone, joined, tuple(left))
+        self._node.directory.apply(batch, own=True)
 
     def _forget_told(
         self,

@@ -366,7 +366,7 @@ class StandaloneConversationManager(ConversationManager):
             RemoteError: the method raised, or returned what is not JSON.
         """
         runner = self.engine.runner(cid)
-        if runner is None or runner.over:
+        if runner is None or runner.over or not self.engine.node.lease.valid():
             raise OwnerUnavailable("the conversation has just moved; try again", retry_after=0.5)
         run = self.engine.node.agent.methods.get(method)
         if run is None:

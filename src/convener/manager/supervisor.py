@@ -14,6 +14,7 @@ log = structlog.get_logger(__name__)
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 5.0
+CLOSE_S: Final = 10.0
 
 
 class Supervisor:
@@ -76,14 +77,22 @@ class Supervisor:
             self._on_restart(name)
             log.exception("background work failed", task=name)
 
-    async def aclose(self) -> None:
-        """Cancel everything and await its end. Later tasks are cancelled at once."""
+    async def aclose(self, grace: float = CLOSE_S) -> None:
+        """Cancel everything and await its end. Later tasks are cancelled at once.
+
+        Args:
+            grace: seconds after which what does not end is abandoned; an agent may swallow every cancellation.
+        """
         self._closed = True
-        current = asyncio.current_task()
+        loop, current = asyncio.get_running_loop(), asyncio.current_task()
+        deadline = loop.time() + grace
         while tasks := [t for t in self._tasks if t is not current]:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            _, left = await asyncio.wait(tasks, timeout=max(deadline - loop.time(), 0.0))
+            if left and loop.time() >= deadline:
+                log.error("tasks do not end; abandoned", tasks=sorted(t.get_name() for t in left))
+                return
 
 
 async def cancel_and_wait(task: asyncio.Task[Any] | None, grace: float | None = None) -> None:
