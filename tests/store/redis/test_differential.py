@@ -59,7 +59,8 @@ class Model:
 
     def view(self, message_id: str = "") -> Conversation:
         tip = (self.log[-1].epoch, self.log[-1].seq) if self.log else (0, 0)
-        return Conversation(self.meta, tip, tuple(self.inbox), self.seen.get(message_id))
+        last = max([0, *self.seen.values(), *(e.position for e in self.inbox)])
+        return Conversation(self.meta, tip, tuple(self.inbox), self.seen.get(message_id), last)
 
     def apply(self, result: tuple[Any, Sequence[Any]]) -> Any:
         reply, effects = result

@@ -84,7 +84,7 @@ class RedisConversations(Part):
         keys = self.keys
         reply = await self.topology.call(
             SCRIPTS["claim"],
-            (keys.meta(cid), keys.log(cid), keys.inbox(cid)),
+            (keys.meta(cid), keys.log(cid), keys.inbox(cid), keys.seen(cid)),
             keys.channel(cid),
             request.me,
             request.nonce,

@@ -1,6 +1,6 @@
 #!lua
 -- CLAIM: become the owner under a new epoch (core.conversation.claim). Rebuilds a head that was lost.
--- KEYS 1 meta  2 log  3 in
+-- KEYS 1 meta  2 log  3 in  4 seen
 -- ARGV 1 channel  2 me  3 nonce  4 expected owner  5 expected epoch  6 reason  7 floor  8 user  9 generation
 -- ->   {'OK', head, inbox, {epoch, seq, event}} | {'OK', head, inbox} (the same claim again)
 --    | {'CONFLICT'|'CLOSED', head} | {'NOT_FOUND'}
@@ -15,14 +15,17 @@ local inbox = redis.call('XRANGE', KEYS[3], '-', '+')
 local rebuilt = not head
 if rebuilt then
   if tip_epoch == 0 and tip_seq == 0 then return {'NOT_FOUND'} end
-  local first, last = 1, 0
+  -- Positions go on where they were, as far as anything remembers them.
+  local highest = redis.call('ZREVRANGE', KEYS[4], 0, 0, 'WITHSCORES')[2]
+  local last = tonumber(highest or 0)
+  local cursor = last
   if #inbox > 0 then
-    first = tonumber(string.match(inbox[1][1], '^%d+'))
-    last = tonumber(string.match(inbox[#inbox][1], '^%d+'))
+    cursor = tonumber(string.match(inbox[1][1], '^%d+')) - 1
+    last = math.max(last, tonumber(string.match(inbox[#inbox][1], '^%d+')))
   end
   local ts = text(now)
-  head = {owner = ARGV[4], epoch = ARGV[5], seq = text(tip_seq), batch = '', cursor = text(first - 1),
-    position = text(math.max(last, first - 1)), done = '0', base = '0', status = 'running', nonce = '', updated = ts,
+  head = {owner = ARGV[4], epoch = ARGV[5], seq = text(tip_seq), batch = '', cursor = text(cursor),
+    position = text(last), done = '0', base = '0', status = 'running', nonce = '', updated = ts,
     strikes = '0', struck = '0', strike_at = '0', user = ARGV[8], generation = ARGV[9], created = ts, metadata = '{}'}
 end
 if head.owner == ARGV[2] and head.nonce == ARGV[3] then return {'OK', listed(head), inbox} end
@@ -33,7 +36,7 @@ local epoch = text(next_epoch(tonumber(head.epoch), tip_epoch, tonumber(ARGV[7])
 local seq = text(tonumber(head.seq) + 1)
 local event = open_event(ARGV[2], ARGV[6], tip_epoch, tip_seq)
 redis.call('XADD', KEYS[2], epoch .. '-' .. seq, 'e', event)
--- Without entries the inbox starts anew at 1, which its stream would refuse.
+-- The stream may remember a higher position than anything else does (a stop's), and would refuse the next ones.
 if rebuilt and #inbox == 0 then redis.call('DEL', KEYS[3]) end
 head.owner, head.nonce, head.epoch, head.seq, head.batch, head.updated = ARGV[2], ARGV[3], epoch, seq, '', text(now)
 if ARGV[6] == 'takeover' and tonumber(head.cursor) > tonumber(head.done) then
