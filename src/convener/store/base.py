@@ -112,9 +112,7 @@ class SlotStore(Protocol):
 
     async def slot(self, user: str, cid: str) -> Slot | None: ...
 
-    async def reserve(
-        self, user: str, cid: str, slot: Slot, *, raised_limit: int, read: Slot | None
-    ) -> ReserveReply:
+    async def reserve(self, user: str, cid: str, slot: Slot, *, raised_limit: int, read: Slot | None) -> ReserveReply:
         """RESERVE. On OK a queued start of the same conversation is removed. `user` is never empty."""
         ...
 
@@ -211,9 +209,7 @@ class IndexStore(Protocol):
 
     async def unindex(self, user: str, cid: str) -> None: ...
 
-    async def list_user(
-        self, user: str, before: tuple[int, str] | None, limit: int
-    ) -> Sequence[tuple[str, int]]:
+    async def list_user(self, user: str, before: tuple[int, str] | None, limit: int) -> Sequence[tuple[str, int]]:
         """(conversation, last activity in ms), newest first, ties by id descending, strictly after `before`."""
         ...
 
@@ -276,9 +272,7 @@ class StoreInfo:
     eviction: str | None = None
 
 
-class Store(
-    ConversationStore, SlotStore, MembershipStore, NodeStore, IndexStore, Bus, Protocol
-):
+class Store(ConversationStore, SlotStore, MembershipStore, NodeStore, IndexStore, Bus, Protocol):
     """Everything above behind one object."""
 
     async def open(self) -> None:
