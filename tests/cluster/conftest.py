@@ -10,6 +10,7 @@ import os
 import random
 import secrets
 from collections.abc import AsyncGenerator, Generator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -26,6 +27,31 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "cluster(nodes=3, app=None, **settings): what the nodes of the `cluster` fixture run with"
     )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests that can share a cluster one after the other."""
+    here = Path(__file__).parent
+    places = [
+        place
+        for place, item in enumerate(items)
+        if isinstance(item, pytest.Function) and here in item.path.parents and "cluster" in item.fixturenames
+    ]
+    chosen = sorted((items[place] for place in places), key=_shared)
+    for place, item in zip(places, chosen, strict=True):
+        items[place] = item
+
+
+def _shared(item: pytest.Item) -> tuple[str, str]:
+    """Equal for tests that can share a cluster."""
+    assert isinstance(item, pytest.Function)
+    return str(item.callspec.params["flavour"]), repr(sorted(_wanted(item).items()))
+
+
+def _wanted(item: pytest.Item) -> dict[str, Any]:
+    mark = item.get_closest_marker("cluster")
+    return dict(mark.kwargs) if mark is not None else {}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -91,8 +117,7 @@ def cluster(request: pytest.FixtureRequest, pool: Pool, flavour: Flavour) -> Gen
     After the test everything has to come to rest, all nodes have to agree about who runs what, the auditor has to find
     nothing, and when every conversation is deleted no key of them may be left.
     """
-    mark = request.node.get_closest_marker("cluster")
-    wanted: dict[str, Any] = dict(mark.kwargs) if mark is not None else {}
+    wanted = _wanted(request.node)
     made = pool.get(flavour, wanted.pop("nodes", 3), wanted.pop("app", None), wanted)
     made.heal()
     yield made
