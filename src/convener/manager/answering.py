@@ -48,7 +48,7 @@ class State:
             PayloadTooLarge: it is above the limit.
         """
         if not isinstance(state, dict):
-            raise InvalidRequest("the state must be a JSON object", code="bad_state")
+            raise InvalidRequest("the state must be a JSON object")
         text = to_json(state, self._limit, "the state").encode()
         if text == self._text:
             return None

@@ -275,7 +275,8 @@ class ClusteredConversationManager(StandaloneConversationManager):
             return
         if kind == "conversation_stopped":
             self.engine.node.directory.drop(source, cid)
-            self._stopped_elsewhere(cid, str(message.get("reason", "")))
+            epoch: Any = message.get("epoch")
+            self._stopped_elsewhere(cid, str(message.get("reason", "")), epoch if isinstance(epoch, int) else None)
         elif kind in ("status_update", "new_conversation"):
             self._status_elsewhere(kind, cid, source, message)
         else:
@@ -311,22 +312,32 @@ class ClusteredConversationManager(StandaloneConversationManager):
         elif view.override is not None:
             view.set_override(None)
 
-    def _stopped_elsewhere(self, cid: str, reason: str) -> None:
+    def _stopped_elsewhere(self, cid: str, reason: str, epoch: int | None) -> None:
         view = self.engine.views.get(cid)
         if view is not None and view.feeds:
             view.fall_behind()
-            self.engine.node.supervisor.spawn(f"stopped {cid}", self._disconnect_clients(cid, reason))
+            self.engine.node.supervisor.spawn(f"stopped {cid}", self._disconnect_clients(cid, reason, epoch))
 
-    async def _disconnect_clients(self, cid: str, reason: str) -> None:
-        """The `stopped` entry of the log sends clients away in order; who is still there after a while goes too."""
+    async def _disconnect_clients(self, cid: str, reason: str, epoch: int | None) -> None:
+        """The `stopped` entry of the log sends clients away in order; who is still there after a while goes too.
+
+        Args:
+            epoch: which ownership was stopped, if that is known: news may be older than a resumption.
+        """
         try:
             view = await self.engine.views.acquire(cid)
         except (NotFound, StoreUnavailable):
             return
         try:
-            await view.wait_for(lambda: not view.feeds, STOP_NOTICE_S)
-            if view.feeds and view.stopped_reason is None:
+            if await view.wait_for(lambda: not view.feeds, STOP_NOTICE_S):
+                return
+            head = None if epoch is None else await self.engine.node.store.head(cid)
+            if head is not None and (head.status != "stopped" or head.epoch > (epoch or 0)):
+                return
+            if view.stopped_reason is None:
                 view.force_stopped(reason)
+        except StoreUnavailable as error:
+            log.info("cannot look whether it is stopped still", conversation_id=cid, error=str(error))
         finally:
             await self.engine.views.release(view)
 

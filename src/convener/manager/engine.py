@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
 import structlog
 
 from convener.core.cursor import Cursor
@@ -26,6 +25,7 @@ from convener.errors import (
     NotFound,
     OwnershipLost,
     OwnerUnavailable,
+    StoreFull,
     StoreUnavailable,
 )
 from convener.ids import new_nonce
@@ -34,16 +34,19 @@ from convener.manager.base import ClientSink, SendResult, StopResult
 from convener.manager.clock import boottime
 from convener.manager.context import NodeContext
 from convener.manager.feeds import ClientFeed
+from convener.manager.intake import stop_reason
 from convener.manager.records import Records
 from convener.manager.runner import EndReason, Runner
 from convener.manager.starter import Queued, Started, Starter
 from convener.manager.supervisor import cancel_and_wait
+from convener.manager.turn import to_json
 from convener.manager.views import View, Views
 
 log = structlog.get_logger(__name__)
 
 PAUSE_S: Final = 0.25
 STOP_TIMEOUT_S: Final = 10.0
+REASON_BYTES: Final = 4096
 OWED_S: Final = 0.5
 RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped"}
 
@@ -217,9 +220,16 @@ class Engine:
             known: the id was chosen by the client, who may repeat it.
         """
         options = self.node.options
-        reply = await self.node.store.send(
-            cid, message, max_pending=options.max_pending_messages, reject_busy=reject_busy
-        )
+        try:
+            reply = await self.node.store.send(
+                cid, message, max_pending=options.max_pending_messages, reject_busy=reject_busy
+            )
+        except StoreFull:
+            raise
+        except (StoreUnavailable, asyncio.CancelledError):
+            # It may be stored all the same.
+            self._owed[cid] = None
+            raise
         if reply.outcome == "NOT_FOUND":
             raise NotFound(f"no conversation {cid}")
         if reply.outcome == "CLOSED":
@@ -241,7 +251,7 @@ class Engine:
         except ConversationStopped:
             # Stopped between SEND and now: the stop has taken the message into the log and given it up.
             return
-        except (StoreUnavailable, OwnerUnavailable, OwnershipLost):
+        except (StoreUnavailable, OwnerUnavailable, OwnershipLost, asyncio.CancelledError):
             # Not acknowledged, but stored: it must not lie there until somebody happens to come by.
             self._owed[cid] = None
             raise
@@ -256,7 +266,9 @@ class Engine:
             await asyncio.sleep(OWED_S)
             for cid in list(self._owed):
                 try:
-                    await self.starter.ensure(cid, "wake")
+                    meta = await self.node.store.head(cid)
+                    if meta is not None and meta.position > meta.done and not self.is_answering(cid, meta.owner):
+                        await self.starter.ensure(cid, "wake")
                 except (StoreUnavailable, OwnerUnavailable, OwnershipLost) as error:
                     if not isinstance(error, Queued):
                         continue
@@ -294,6 +306,9 @@ class Engine:
             except ConversationStopped:
                 log.debug("joined to read: it is stopped", conversation_id=cid)
         view = await self.views.acquire(cid)
+        while connection in self.feeds:
+            # Another join of the same connection was quicker; the last one counts.
+            await self.leave(connection)
         feed = ClientFeed(self.node, view, connection, sink, user or "", after, tail)
         self.feeds[connection] = feed
         view.feeds.add(feed)
@@ -308,31 +323,36 @@ class Engine:
             return
         self.records.client_left(connection)
         feed.view.feeds.discard(feed)
+        # Shielded: who disconnects is often cancelled for that very reason, and nobody would do this later.
+        await asyncio.shield(self._end_feed(feed))
+
+    async def _end_feed(self, feed: ClientFeed) -> None:
         await cancel_and_wait(feed.task)
         await self.views.release(feed.view)
 
     # -- stop --------------------------------------------------------------------------------------------------
 
     async def stop(self, cid: str, reason: str) -> StopResult:
-        """STOP and await the outcome. Raises `NotFound`."""
-        try:
-            view = await self.views.acquire(cid)
-        except NotFound:
-            # A head without a readable log is a conversation all the same; without a head there is none.
-            raise
+        """STOP and await the outcome. Raises `NotFound`, `InvalidRequest`, `PayloadTooLarge` (the reason)."""
+        to_json(reason, REASON_BYTES, "the reason")
+        view = await self.views.acquire(cid)
         try:
             deadline = boottime() + STOP_TIMEOUT_S
-            while True:
-                result = await self._stop_once(cid, reason)
-                if result != "stopping":
-                    return result
-                if boottime() > deadline:
-                    return "stopping"
+            result = await self._stop_once(cid, reason)
+            while result == "stopping" and boottime() < deadline:
                 # The owner obeys a numbered inbox entry; if it is buried meanwhile, STOP again finishes here.
-                if await view.wait_for(lambda: view.stopped_reason is not None, 0.5):
-                    return "stopped"
+                await view.wait_for(lambda: view.stopped_reason is not None and not view.sent_away, 0.5)
+                result = await self._stop_again(cid, reason)
+            return result
         finally:
             await self.views.release(view)
+
+    async def _stop_again(self, cid: str, reason: str) -> StopResult:
+        """Look how the stop goes that was asked for. A second STOP would hit what was resumed since."""
+        meta = await self.node.store.head(cid)
+        if meta is None or meta.status != "stopping":
+            return "stopped"
+        return await self._stop_once(cid, reason) if self._is_gone(cid, meta.owner) else "stopping"
 
     async def _stop_once(self, cid: str, reason: str, buried: str | None = None) -> StopResult:
         meta = await self.node.store.head(cid)
@@ -360,7 +380,7 @@ class Engine:
         found = await self.node.store.inbox(cid)
         for entry in found[1] if found is not None else ():
             if entry.kind == "stop":
-                reason = str(msgspec.json.decode(entry.data))
+                reason = stop_reason(entry)
         await self._stop_once(cid, reason, buried=owner)
 
     def _is_gone(self, cid: str, owner: str) -> bool:

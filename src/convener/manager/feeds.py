@@ -74,6 +74,11 @@ class ClientFeed:
                 # The store is away: the client keeps its place and waits with us.
                 log.info("feed waits for the store", conversation_id=self.view.cid, error=str(error))
                 await asyncio.sleep(0.25)
+            except Exception:
+                # It would stay connected and hear nothing more.
+                log.exception("a client cannot be written to; sent away", conversation_id=self.view.cid)
+                await self._sink.disconnect(self.connection_id)
+                return
 
     async def _follow(self) -> bool:
         if not self._joined:

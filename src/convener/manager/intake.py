@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import msgspec
+
 from convener.core.cursor import Cursor
 from convener.core.model import InboxEntry, Meta
 from convener.core.replay import Replay
@@ -18,6 +20,7 @@ from convener.store.base import ConversationStore
 
 PAGE: Final = 256
 CHUNK_BYTES: Final = 512 << 10
+REASON_LENGTH: Final = 4096
 
 
 class Intake:
@@ -72,6 +75,14 @@ class Intake:
         # Looked at once: a number that the store no longer has (a rollback) must not make this a busy loop.
         self._highest = upto
         return meta, good, upto
+
+
+def stop_reason(entry: InboxEntry) -> str:
+    """Why a stop was asked for. A text that cannot be read must not keep it from being obeyed (I15)."""
+    try:
+        return str(msgspec.json.decode(entry.data))[:REASON_LENGTH]
+    except msgspec.MsgspecError:
+        return "stopped"
 
 
 def chunks(entries: Sequence[InboxEntry]) -> Iterator[list[InboxEntry]]:

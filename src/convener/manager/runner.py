@@ -26,7 +26,7 @@ from convener.manager.answering import State, call_agent
 from convener.manager.appender import Appender, Update
 from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeContext
-from convener.manager.intake import Intake, chunks, unanswered
+from convener.manager.intake import Intake, chunks, stop_reason, unanswered
 from convener.manager.supervisor import cancel_and_wait
 from convener.manager.turn import Conversation, Input, Reason, Turn, to_json
 from convener.manager.views import Publication, View
@@ -259,14 +259,14 @@ class Runner:
         seq = self._appender.next_seq
         before = self._intake.taken
         for entry in entries:
+            if entry.kind == "stop":
+                self._stop = self._stop or (entry.position, stop_reason(entry))
+                continue
             try:
                 data: Any = msgspec.json.decode(entry.data)
             except msgspec.MsgspecError:
                 self._node.metrics.malformed.labels(where="inbox").inc()
                 log.exception("damaged inbox entry skipped", conversation_id=self.cid, position=entry.position)
-                continue
-            if entry.kind == "stop":
-                self._stop = self._stop or (entry.position, str(data))
                 continue
             update.events.append(wire.input_event(entry))
             message = Input(entry.position, entry.message_id, entry.user, data, entry.ts)

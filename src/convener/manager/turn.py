@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import msgspec
@@ -28,13 +30,18 @@ RESERVED: Final = frozenset(
     | {"turn_interrupted", "stopped", "damaged"}
 )
 PAGE: Final = 256
+MAX_DEPTH: Final = 200
+"""Levels of a value: far below what any JSON decoder on its way takes, whatever is wrapped around it."""
+
+_NO_BRACKET: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+')
+_STEPS: Final = [1 if chr(byte) in "[{" else -1 for byte in range(256)]
 
 
 def to_json(value: Any, limit: int, what: str) -> str:
     """JSON text of a value.
 
     Raises:
-        InvalidRequest: it is not a JSON value.
+        InvalidRequest: it is not a JSON value, or nests too deep.
         PayloadTooLarge: the text is longer than `limit` bytes.
     """
     try:
@@ -43,7 +50,14 @@ def to_json(value: Any, limit: int, what: str) -> str:
         raise InvalidRequest(f"{what} is not a JSON value: {error}") from error
     if len(text) > limit:
         raise PayloadTooLarge(f"{what} is {len(text)} bytes, the limit is {limit}")
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise InvalidRequest(f"{what} nests deeper than {MAX_DEPTH} levels")
     return text.decode()
+
+
+def _depth(text: bytes) -> int:
+    """How deep JSON text nests. Strings are cut out first: they may hold brackets."""
+    return max(accumulate(map(_STEPS.__getitem__, _NO_BRACKET.sub(b"", text))), default=0)
 
 
 @dataclass(frozen=True, slots=True)

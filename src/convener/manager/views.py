@@ -185,7 +185,7 @@ class View:
         kind = item.event.kind
         if kind == "open":
             self.owner, self.epoch, self.loaded = str(item.event.field("node") or ""), item.place.epoch, True
-            self.open_turn, self.stopped_reason, self.override = "", None, None
+            self.open_turn, self.stopped_reason, self.override, self.sent_away = "", None, None, False
         elif kind == "turn_started":
             self.open_turn = item.event.turn
         elif kind in SETTLING:
@@ -211,8 +211,11 @@ class View:
         elif publication.t == "log":
             self._on_log(publication)
         elif publication.t == "status" and publication.epoch >= self.epoch and publication.status == "hibernated":
-            self.loaded, self.owner, self.open_turn = False, "", ""
+            self._hibernated()
             self.wake()
+
+    def _hibernated(self) -> None:
+        self.loaded, self.owner, self.open_turn, self.override = False, "", "", None
 
     def _on_log(self, publication: Publication) -> None:
         if not publication.events:
@@ -235,7 +238,7 @@ class View:
 
     def offer(self, entries: Sequence[LogEntry]) -> None:
         """Take committed entries, from the channel or from the owner's own append."""
-        if self._catching:
+        if self._catching or not self.ready.is_set():
             self._behind = True
             return
         before = self.place
@@ -289,6 +292,8 @@ class View:
         if head is None or page is None:
             raise NotFound(f"no conversation {self.cid}")
         self.generation, self.place = page.generation, Place(*page.tip)
+        # What is left of an earlier time does not join on to this place.
+        self.ring.clear()
         self.set_head(head)
         self.ready.set()
         if self._behind:
@@ -331,8 +336,16 @@ class View:
                 self._show(item)
             self.place = before
             if self.place >= Place(*page.tip) or not page.entries:
+                await self._look_for_owner()
                 return
             self.wake()
+
+    async def _look_for_owner(self) -> None:
+        """The log does not show a hibernation, and its publication may have been among what was missed."""
+        if self.loaded:
+            head = await self._node.store.head(self.cid)
+            if head is not None and not head.owner:
+                self._hibernated()
 
     def after(self, place: Place) -> list[Item] | None:
         """Ring items after `place`, None if the ring does not reach back that far."""
