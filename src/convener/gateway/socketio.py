@@ -7,6 +7,7 @@ answered, whatever it held.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +45,20 @@ CONNECT_TIMEOUT: Final = 30.0
 runs, the client's pongs are not read."""
 MAX_UNDER_WAY: Final = 128
 """Events of one connection that may be under way at a time; more are refused."""
+ANSWER_TIMEOUT: Final = 15.0
+"""Seconds that a disconnect waits for the answer to the client's own stop; a stop takes ten at most."""
 _NAMESPACE: Final = "/"
+
+
+class _Server(socketio.AsyncServer):
+    """A server that asks before it disconnects a client."""
+
+    before_disconnect: Callable[[str], Awaitable[None]] | None = None
+
+    async def disconnect(self, sid: str, namespace: str | None = None, ignore_queue: bool = False) -> None:
+        if self.before_disconnect is not None:
+            await self.before_disconnect(sid)
+        await super().disconnect(sid, namespace=namespace, ignore_queue=ignore_queue)  # pyright: ignore[reportUnknownMemberType]
 
 
 def make_server(settings: Settings, transports: Sequence[Transport] = ("websocket",)) -> socketio.AsyncServer:
@@ -59,7 +73,7 @@ def make_server(settings: Settings, transports: Sequence[Transport] = ("websocke
         scheme, host = str(environ.get("wsgi.url_scheme", "")), str(environ.get("HTTP_HOST", ""))
         return origin_allowed(settings, origin, scheme, host)
 
-    return socketio.AsyncServer(
+    return _Server(
         async_mode="asgi",
         transports=list(transports),
         serializer=StrictPacket,
@@ -92,6 +106,8 @@ class _Client:
     sender: str | None
     order: asyncio.Lock = field(default_factory=asyncio.Lock)
     under_way: int = 0
+    stops: int = 0
+    stops_answered: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +141,7 @@ class SocketGateway:
         self._sio.on("connect", self._connect)
         self._sio.on("disconnect", self._disconnect)
         self._sio.on("*", self._event)
+        self._sio.before_disconnect = self._let_stops_be_answered
 
     def count_malformed(self) -> None:
         """Count a frame that could not be read."""
@@ -251,7 +268,23 @@ class SocketGateway:
     async def _stop(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
         _parse(schemas.Nothing, {} if payload is None else payload)
         await self._allowed(sid, client, "stop")
-        return {"outcome": await self._context.manager.close_session(client.conversation_id)}
+        client.stops += 1
+        client.stops_answered.clear()
+        try:
+            return {"outcome": await self._context.manager.close_session(client.conversation_id)}
+        finally:
+            client.stops -= 1
+            if not client.stops:
+                # Who waits for it goes on in a later round of the loop, and the library queues the answer in this one.
+                client.stops_answered.set()
+
+    async def _let_stops_be_answered(self, sid: str) -> None:
+        """Who is sent away by their own stop gets its answer first: stock clients hear nothing after a disconnect."""
+        client = self._clients.get(sid)
+        if client is not None and client.stops:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_TIMEOUT):
+                    await client.stops_answered.wait()
 
     async def _resume(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
         _parse(schemas.Nothing, {} if payload is None else payload)
