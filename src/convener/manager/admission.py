@@ -18,7 +18,6 @@ from convener.core.admission import Slot, Waiting
 from convener.core.model import ClaimReason
 from convener.errors import ConvenerError, ConversationStopped, LimitExceeded, NotFound, StoreFull
 from convener.ids import new_nonce
-from convener.manager.clock import wall_ms
 from convener.manager.context import NodeContext
 from convener.manager.records import Records
 from convener.manager.starter import Queued
@@ -82,16 +81,11 @@ class Admission:
 
     async def _evict(self, user: str, cid: str, slots: Mapping[str, Slot]) -> bool:
         """Hibernate the user's longest idle conversation; never a working one, never the newcomer."""
-        candidates: list[tuple[int, str, str]] = []
-        for other, slot in slots.items():
-            if other == cid:
-                continue
-            found = self._node.directory.find(other)
-            if found is not None and found[1].status == "running":
-                continue
-            since = found[1].since if found is not None and found[1].status == "idle" else wall_ms()
-            candidates.append((since, other, slot.incarnation))
-        for _, other, incarnation in sorted(candidates):
+        others = [other for other in slots if other != cid]
+        # From the heads: the directory is a moment behind, and would name one that works, or pass one that is idle.
+        heads = zip(others, await self._node.store.heads(others), strict=True)
+        idle = [(m.updated, other, m.owner) for other, m in heads if m is not None and m.owner and m.position == m.done]
+        for _, other, incarnation in sorted(idle):
             if await self._hibernate(other, incarnation):
                 log.info("idle conversation hibernated for a new one", conversation_id=other, user_id=user)
                 return True
