@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from convener.core.directory import Record
 from convener.core.membership import Member, Membership
 from convener.errors import OwnerUnavailable, StoreUnavailable
 from convener.manager.supervisor import Supervisor
@@ -108,6 +109,24 @@ async def test_a_burial_is_learnt_of_although_reading_it_fails_once(stepped: Ste
 
 async def _nothing() -> None:
     pass
+
+
+async def test_a_record_that_landed_after_the_recovery_is_recovered(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep the burial from ever being forgotten."""
+    monkeypatch.setattr("convener.manager.members.FORGET_S", 0.2)
+    cluster = await make_cluster(echo, nodes=2)
+    store, dead = cluster[0].engine.node.store, cluster[1].engine.node.incarnation
+    await cluster.kill(1)
+    await wait_until(lambda: dead in cluster[0].engine.node.buried, "the burial is known")
+    await wait_until(lambda: not cluster[0]._recovery._walking, "it is recovered")
+    await store.put_record(dead, Record("late", "u", "starting", 0, "nonce", 0))
+
+    async def gone() -> bool:
+        return await store.record(dead, "late") is None
+
+    await wait_until(gone, "the record is gone", limit=5)
 
 
 async def test_a_node_may_be_called_draining(make_cluster: MakeCluster) -> None:

@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 LOOK_S: Final = 0.25
 REAP_S: Final = 1.0
+FORGET_S: Final = 600.0
 SMALL: Final = 16
 """Up to so many nodes everybody's lease is read twice per renew interval; above, once."""
 
@@ -137,12 +138,15 @@ class Members:
             await self.refresh()
 
     async def forget_forever(self) -> None:
-        """Burials go after a day, when nothing is left in their hash."""
+        """Burials go after a day, when nothing is left in their hash; a record that landed late is recovered."""
         while True:
-            await asyncio.sleep(600 * random.uniform(0.5, 1.5))
+            await asyncio.sleep(FORGET_S * random.uniform(0.5, 1.5))
             try:
                 for incarnation in list(self.state.dead):
                     if await self._node.store.drop_node(incarnation):
                         await self._node.store.forget(incarnation, DEAD_KEPT_MS)
+                    else:
+                        for tell in self.on_buried:
+                            tell(incarnation)
             except ConvenerError as error:
                 log.info("cannot forget", error=str(error))
