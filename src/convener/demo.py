@@ -1,7 +1,8 @@
 """The demo agent: what `convener up` and `convener serve` run when they are given nothing else.
 
 It answers the text ``T`` with ``{"text": T}``; streamed word by word if ``T`` begins with ``/stream ``. ``/sleep S``
-waits ``S`` seconds and answers ``slept``, ``/crash`` raises, ``/count`` answers how many messages it has answered.
+waits ``S`` seconds in a durable step and answers ``slept``, ``/crash`` raises, ``/count`` answers how many messages
+it has answered.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ async def echo(turn: Turn) -> None:
         for piece in re.findall(r"\S+\s*", rest):
             await turn.stream(piece)
     elif command == "/sleep":
-        await asyncio.sleep(_seconds(rest))
+        await turn.step("sleep", asyncio.sleep, _seconds(rest))
         await turn.reply({"text": "slept"})
     elif command == "/crash":
         raise RuntimeError("asked to crash")

@@ -13,14 +13,21 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from convener.core import admission, conversation, lease, membership
-from tests.core import test_admission, test_conversation, test_conversation_owned, test_lease, test_membership
+from tests.core import (
+    test_admission,
+    test_conversation,
+    test_conversation_owned,
+    test_interrupt,
+    test_lease,
+    test_membership,
+)
 from tests.core.mutants import Mutant, mutants
 from tests.core.test_burial import Burial
 from tests.core.test_ownership import Ownership
 from tests.core.test_starts import Starts
 
 WATCHED: dict[ModuleType, tuple[list[ModuleType], type[RuleBasedStateMachine]]] = {
-    conversation: ([test_conversation, test_conversation_owned], Ownership),
+    conversation: ([test_conversation, test_conversation_owned, test_interrupt], Ownership),
     admission: ([test_admission], Starts),
     membership: ([test_membership], Burial),
     lease: ([test_lease], Burial),

@@ -72,3 +72,12 @@ def test_a_damaged_entry_is_passed_over(event: Any) -> None:
     text = event if isinstance(event, str) else json.dumps(event)
     replay = folded(given(1), text, given(2))
     assert [b.position for b in replay.unanswered()] == [1, 2]
+
+
+def test_what_a_turn_has_recorded_comes_with_its_message() -> None:
+    step = '{"name":"a","number":1,"result":5}'
+    replay = folded(given(1), given(2), kind("turn_started", 1), kind("reply", 1), kind("step", 1, step))
+    first, second = replay.unanswered()
+    assert first.record.outputs == ["reply"]
+    assert [(s.name, s.number, s.result) for s in first.record.steps] == [("a", 1, 5)]
+    assert second.record.outputs == []

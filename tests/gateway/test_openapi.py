@@ -16,6 +16,7 @@ ROUTES = {
     "/api/conversations/{conversation_id}/events": {"get"},
     "/api/conversations/{conversation_id}/stream": {"get"},
     "/api/conversations/{conversation_id}/stop": {"post"},
+    "/api/conversations/{conversation_id}/interrupt": {"post"},
     "/api/conversations/{conversation_id}/resume": {"post"},
     "/api/conversations/{conversation_id}/rpc/{method}": {"post"},
     "/api/nodes": {"get"},

@@ -1,4 +1,4 @@
-"""``convener stop``, ``convener resume`` and ``convener delete``."""
+"""``convener interrupt``, ``convener stop``, ``convener resume`` and ``convener delete``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,22 @@ def _post(cid: str, action: str, url: str, token: str | None, timeout: float, js
         print_json(answer)
     else:
         print(answer.get("outcome") or answer.get("status"))
+
+
+def interrupt(
+    cid: Conversation,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    timeout: Timeout = 30,
+    json: Json = False,
+) -> None:
+    """Stop generating: end the turn that runs, keep what it has said, go on with the queue.
+
+    Prints `interrupted`, `interrupting` (recorded, its node is still ending it), `stale` or `idle`.
+
+    Example: `convener interrupt c1`
+    """
+    _post(cid, "interrupt", url, token, timeout, json)
 
 
 def stop(

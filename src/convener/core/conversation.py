@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from convener.core import wire
 from convener.core.model import (
+    MAX_UNREAD,
     SEEN_WINDOW,
     STRIKE_WINDOW_MS,
     AddInbox,
@@ -27,6 +28,7 @@ from convener.core.model import (
     Erase,
     EraseOutcome,
     InboxEntry,
+    InterruptReply,
     LogEntry,
     Meta,
     NewMessage,
@@ -294,6 +296,32 @@ def _ask_to_stop(meta: Meta, reason: str, reply: StopReply, now: int) -> tuple[S
     entry = InboxEntry(position, f"stop.{position}", "stop", "", now, wire.json_text(reason))
     return reply, (
         SetMeta(replace(meta, status="stopping", position=position, updated=now)),
+        AddInbox(entry),
+        Publish(wire.publish_inbox(entry)),
+    )
+
+
+def interrupt(state: Conversation, turn: str, now: int) -> tuple[InterruptReply, Effects]:
+    """INTERRUPT: record that the running turn is to end; whoever owns or takes over the conversation obeys.
+
+    Args:
+        turn: the turn that is meant, "" for whichever runs: a press meant for an earlier turn must not hit the next.
+    """
+    meta = state.meta
+    if meta is None:
+        return InterruptReply("NOT_FOUND"), ()
+    if meta.status != "running":
+        return InterruptReply("CLOSED"), ()
+    if meta.position == meta.done:
+        return InterruptReply("IDLE"), ()
+    if turn and wire.turn_position(turn) <= meta.done:
+        return InterruptReply("STALE"), ()
+    if meta.position - meta.cursor >= MAX_UNREAD:
+        return InterruptReply("FULL"), ()
+    position = meta.position + 1
+    entry = InboxEntry(position, f"interrupt.{position}", "interrupt", "", now, wire.json_text(turn))
+    return InterruptReply("OK", position, meta.owner, meta.epoch), (
+        SetMeta(replace(meta, position=position, updated=now)),
         AddInbox(entry),
         Publish(wire.publish_inbox(entry)),
     )

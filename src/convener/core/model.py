@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 Status = Literal["running", "stopping", "stopped"]
-EntryKind = Literal["message", "stop"]
+EntryKind = Literal["message", "stop", "interrupt"]
 ClaimReason = Literal["start", "wake", "takeover", "handoff", "restart"]
 
 SEEN_WINDOW: Final = 256
@@ -18,6 +18,9 @@ SEEN_WINDOW: Final = 256
 
 PUBLISH_LIMIT: Final = 8192
 """Bytes of data in one publication; above it only numbers are published and the receiver reads the stream."""
+
+MAX_UNREAD: Final = 1000
+"""Unread inbox entries beyond which an intent is refused: intents are exempt from the limit on messages."""
 
 STRIKES: Final = 3
 STRIKE_WINDOW_MS: Final = 600_000
@@ -119,7 +122,7 @@ class AddLog:
 
 @dataclass(frozen=True, slots=True)
 class AddInbox:
-    """Append to the inbox; the id of a message (not of a stop) is remembered in `seen`."""
+    """Append to the inbox; the id of a message (not of an intent) is remembered in `seen`."""
 
     entry: InboxEntry
 
@@ -234,6 +237,7 @@ ResolveOutcome = Literal["OWNED", "CANCELLED", "MOVED", "NOT_FOUND"]
 AppendOutcome = Literal["OK", "GAP", "FENCED", "PENDING"]
 ReleaseOutcome = Literal["OK", "PENDING", "FENCED"]
 DisownOutcome = Literal["OK", "PENDING", "CONFLICT", "NOT_FOUND"]
+InterruptOutcome = Literal["OK", "IDLE", "STALE", "FULL", "CLOSED", "NOT_FOUND"]
 StopOutcome = Literal["STOPPED", "STOPPING", "ALREADY", "NOT_FOUND"]
 ResumeOutcome = Literal["OK", "RUNNING", "BUSY", "NOT_FOUND"]
 EraseOutcome = Literal["OK", "REFUSED"]
@@ -280,6 +284,16 @@ class AppendReply:
     outcome: AppendOutcome
     seq: int = 0
     batch: str = ""
+    owner: str = ""
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptReply:
+    """Outcome of INTERRUPT; `position`, `owner` and `epoch` mean something for OK."""
+
+    outcome: InterruptOutcome
+    position: int = 0
     owner: str = ""
     epoch: int = 0
 

@@ -7,9 +7,10 @@ head, so it is found here too: turns are settled in order of their positions.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
+from convener.core.ledger import Record
 from convener.core.model import LogEntry
 from convener.core.wire import turn_position
 
@@ -19,7 +20,9 @@ SETTLING: Final = frozenset({"turn_done", "turn_failed", "turn_interrupted"})
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An unanswered message: its `input` entry's seq, what it says, and how many turns were begun for it."""
+    """An unanswered message: its `input` entry's seq, what it says, how many turns were begun for it, and what those
+    have recorded.
+    """
 
     position: int
     seq: int
@@ -28,6 +31,7 @@ class Begun:
     data: Any
     ts: int
     attempts: int = 0
+    record: Record = field(default_factory=Record)
 
 
 class Replay:
@@ -56,14 +60,14 @@ class Replay:
             )
         elif kind == "turn_started" and position in self._found:
             held = self._found[position]
-            self._found[position] = Begun(
-                held.position, held.seq, held.message_id, held.user_id, held.data, held.ts, held.attempts + 1
-            )
+            self._found[position] = replace(held, attempts=held.attempts + 1)
         elif kind in SETTLING:
             self.done = max(self.done, position)
         elif kind == "stopped":
             # A stop gives up everything that was accepted before it.
             self.done = max(self.done, *self._found, 0)
+        elif position in self._found:
+            self._found[position].record.note(kind, data)
 
     def unanswered(self) -> list[Begun]:
         """What is to be answered, in the order in which it was accepted."""

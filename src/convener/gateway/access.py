@@ -18,7 +18,7 @@ from convener.manager.base import AgentLoopInfo, ConversationManager
 
 log = structlog.get_logger(__name__)
 
-Action = Literal["create", "read", "send", "call", "update", "stop", "resume", "delete"]
+Action = Literal["create", "read", "send", "call", "update", "interrupt", "stop", "resume", "delete"]
 
 AuthorizeHook = Callable[[Identity, str, str, Action], Awaitable[bool | None]]
 """(caller, conversation id, its user's id, what is to be done) → yes, no, or None for the usual rule."""

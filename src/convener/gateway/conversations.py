@@ -218,6 +218,19 @@ async def send_message(
 
 
 @router.post(
+    "/{conversation_id}/interrupt",
+    response_model=schemas.Outcome,
+    responses=documented(NotFound, ConversationStopped, InboxFull),
+)
+async def interrupt(
+    context: Context, caller: Caller, conversation_id: ConversationId, body: schemas.Interrupt | None = None
+) -> Response:
+    """Stop generating: `interrupted`, `interrupting` (recorded), `stale` (that turn has ended) or `idle`."""
+    await context.access.require(caller, conversation_id, "interrupt")
+    return Json({"outcome": await context.manager.interrupt(conversation_id, body.turn if body else None)})
+
+
+@router.post(
     "/{conversation_id}/stop", response_model=schemas.Outcome, responses=documented(NotFound, OwnerUnavailable)
 )
 async def stop(

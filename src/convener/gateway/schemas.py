@@ -142,6 +142,12 @@ class EventList(BaseModel):
     resync: bool = Field(description="`after` could not be continued: this page is the log's beginning.")
 
 
+class Interrupt(Body):
+    """Which turn is to end; default the one that runs."""
+
+    turn: str | None = None
+
+
 class Outcome(BaseModel):
     """What became of an action."""
 

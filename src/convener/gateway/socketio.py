@@ -134,6 +134,7 @@ class SocketGateway:
         self._clients: dict[str, _Client] = {}
         self._handlers: Mapping[str, Callable[[str, _Client, Any], Awaitable[dict[str, Any]]]] = {
             "message": self._message,
+            "interrupt": self._interrupt,
             "stop": self._stop,
             "resume": self._resume,
             "rpc": self._rpc,
@@ -265,6 +266,11 @@ class SocketGateway:
             )
         return schemas.accepted(result)
 
+    async def _interrupt(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
+        body = _parse(schemas.Interrupt, {} if payload is None else payload)
+        await self._allowed(sid, client, "interrupt")
+        return {"outcome": await self._context.manager.interrupt(client.conversation_id, body.turn)}
+
     async def _stop(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
         _parse(schemas.Nothing, {} if payload is None else payload)
         await self._allowed(sid, client, "stop")
@@ -297,7 +303,9 @@ class SocketGateway:
         result = await self._context.manager.call(client.conversation_id, body.method, body.params, body.timeout)
         return {"result": result}
 
-    async def _allowed(self, sid: str, client: _Client, action: Literal["send", "stop", "resume", "call"]) -> None:
+    async def _allowed(
+        self, sid: str, client: _Client, action: Literal["send", "interrupt", "stop", "resume", "call"]
+    ) -> None:
         session = self._context.sessions.find(sid)
         if session is None:
             raise NotFound("this connection is not open (any more)")

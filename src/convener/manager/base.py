@@ -12,6 +12,7 @@ from convener.core.cursor import Cursor
 from convener.core.directory import LoopStatus
 from convener.core.model import Page
 
+InterruptResult = Literal["interrupted", "interrupting", "stale", "idle"]
 StopResult = Literal["stopped", "stopping", "already_stopped"]
 ResumeResult = Literal["resumed", "running"]
 Overlap = Literal["enqueue", "reject"]
@@ -275,6 +276,14 @@ class ConversationManager(ABC):
     @abstractmethod
     async def read_log(self, conversation_id: str, after: Cursor, limit: int) -> Page:
         """A page of the log (see `ConversationStore.read`). Raises `NotFound`."""
+
+    @abstractmethod
+    async def interrupt(self, conversation_id: str, turn: str | None = None) -> InterruptResult:
+        """Stop generating: end the running turn, keep what it has said, go on with the queue.
+
+        The intent is recorded first, so it holds even while the owner is being replaced. `turn` is the turn that is
+        meant; a press meant for an earlier one is ``stale``. Raises `NotFound`, `ConversationStopped`, `InboxFull`.
+        """
 
     @abstractmethod
     async def resume(self, conversation_id: str) -> ResumeResult:

@@ -7,6 +7,7 @@ membership, recovery, calls, the listener). What is given back is given back in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -30,7 +31,7 @@ from convener.errors import (
 )
 from convener.ids import new_nonce
 from convener.manager.admission import Admission, Hibernate
-from convener.manager.base import ClientSink, SendResult, StopResult
+from convener.manager.base import ClientSink, InterruptResult, SendResult, StopResult
 from convener.manager.clock import boottime
 from convener.manager.context import NodeContext
 from convener.manager.feeds import ClientFeed
@@ -46,6 +47,7 @@ log = structlog.get_logger(__name__)
 
 PAUSE_S: Final = 0.25
 STOP_TIMEOUT_S: Final = 10.0
+INTERRUPT_S: Final = 2.0
 REASON_BYTES: Final = 4096
 OWED_S: Final = 0.5
 RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped"}
@@ -329,6 +331,42 @@ class Engine:
     async def _end_feed(self, feed: ClientFeed) -> None:
         await cancel_and_wait(feed.task)
         await self.views.release(feed.view)
+
+    # -- interrupt ---------------------------------------------------------------------------------------------
+
+    async def interrupt(self, cid: str, turn: str) -> InterruptResult:
+        """INTERRUPT, then the outcome awaited for a moment. Raises as `ConversationManager.interrupt`."""
+        view = await self.views.acquire(cid)
+        try:
+            before = view.place
+            reply = await self.node.store.interrupt(cid, turn)
+            match reply.outcome:
+                case "NOT_FOUND":
+                    raise NotFound(f"no conversation {cid}")
+                case "CLOSED":
+                    raise ConversationStopped(f"conversation {cid} was stopped")
+                case "FULL":
+                    raise InboxFull("too many requests wait for the conversation's owner", retry_after=1.0)
+                case "IDLE":
+                    return "idle"
+                case "STALE":
+                    return "stale"
+                case "OK":
+                    pass
+            if not self.is_answering(cid, reply.owner):
+                with contextlib.suppress(Queued):
+                    await self.starter.ensure(cid, "wake")
+            ended: str | None = None
+
+            def has_ended() -> bool:
+                nonlocal ended
+                ended = view.ended_since(before, turn)
+                return ended is not None
+
+            await view.wait_for(has_ended, INTERRUPT_S)
+            return "interrupting" if ended is None else "interrupted" if ended == "turn_interrupted" else "stale"
+        finally:
+            await self.views.release(view)
 
     # -- stop --------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from convener.manager.clock import boottime
 from convener.manager.engine import Engine
 from convener.manager.members import Members
 from convener.manager.ops import NodeInfo, NodeState, Readiness
+from convener.store.audit import audit
 
 DEAF_S: Final = 5.0
 GAUGES_S: Final = 1.0
@@ -97,9 +98,7 @@ class Health:
 
     async def audit(self, conversation_ids: Sequence[str] | None) -> Mapping[str, Any]:
         """Check the invariants of these conversations, or of all. Raises `StoreUnavailable`."""
-        from convener.store.audit import audit
-
-        report = await audit(self._engine.node.store, conversation_ids)
+        report = await audit(self._engine.node.store, conversation_ids, limit=self._engine.admission.limit_of)
         for violation in report.violations:
             self._engine.node.metrics.invariant_violations.labels(invariant=violation.invariant).inc()
         return {**asdict(report), "violations": [asdict(v) for v in report.violations]}

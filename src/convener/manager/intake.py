@@ -7,18 +7,19 @@ stream; while it has to, what is heard is only noted: the read brings it, or is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
 from convener.core.cursor import Cursor
-from convener.core.model import InboxEntry, Meta
+from convener.core.model import EntryKind, InboxEntry, Meta
 from convener.core.replay import Replay
 from convener.core.view import Place
 from convener.manager.views import Publication
 from convener.store.base import ConversationStore
 
 PAGE: Final = 256
+KINDS: Final = frozenset({"message", "stop", "interrupt"})
 CHUNK_BYTES: Final = 512 << 10
 REASON_LENGTH: Final = 4096
 
@@ -43,7 +44,7 @@ class Intake:
         return InboxEntry(
             publication.pos,
             publication.id,
-            "stop" if publication.kind == "stop" else "message",
+            cast("EntryKind", publication.kind if publication.kind in KINDS else "message"),
             publication.user,
             publication.ts,
             bytes(publication.data).decode(),

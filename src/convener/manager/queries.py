@@ -9,9 +9,14 @@ import msgspec
 
 from convener.core.directory import Directory, LoopStatus, Record
 from convener.core.model import Meta
-from convener.ids import node_of
+from convener.ids import check_id, node_of
 from convener.manager.base import AgentLoopInfo
 from convener.manager.context import NodeContext
+
+
+def checked_user(user: str | None) -> str | None:
+    """A user's id if it is well formed; "" is nobody's, None anybody's. Raises `InvalidRequest`."""
+    return check_id(user, "user_id") if user else user
 
 
 def listed(directory: Directory, user: str | None, ids: Collection[str] | None) -> list[tuple[str, Record]]:

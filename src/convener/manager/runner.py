@@ -1,18 +1,15 @@
 """The loop of one conversation that this node owns: inbox in, turns one at a time, log out.
 
 Entries are taken from the channel while they are dense; a hole, a reconnect, a resumption or a claim makes the
-runner read the inbox instead, by the store's cursor (I8, I11). An input becomes a log entry at once; its turn
-starts when that was sent; what the turn writes is appended in one batch that also moves `done`.
+runner read the inbox instead, by the store's cursor (I8, I11). An input becomes a log entry at once; what happens
+to it then is the business of `turns.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-import time
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -20,34 +17,20 @@ import structlog
 
 from convener.core import wire
 from convener.core.directory import LoopStatus
-from convener.core.model import STRIKES, ClaimReason, InboxEntry, LogEntry, Meta
+from convener.core.model import ClaimReason, InboxEntry, LogEntry, Meta
 from convener.errors import ConvenerError, StoreUnavailable
-from convener.manager.answering import State, call_agent
 from convener.manager.appender import Appender, Update
 from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeContext
 from convener.manager.intake import Intake, chunks, stop_reason, unanswered
-from convener.manager.supervisor import cancel_and_wait
-from convener.manager.turn import Conversation, Input, Reason, Turn, to_json
+from convener.manager.turn import Conversation, Input
+from convener.manager.turns import Turns
 from convener.manager.views import Publication, View
 
 log = structlog.get_logger(__name__)
 
 RETRY_PAUSE_S: Final = 0.1
-TURN_GRACE_S: Final = 5.0
-"""How long a cancelled turn may take to end before it is abandoned."""
-
 EndReason = Literal["released", "stopped", "lost", "diverged", "closed"]
-
-
-@dataclass(slots=True)
-class Pending:
-    """A message that was taken in and is not answered. `seq` is the place of its `input` entry."""
-
-    message: Input
-    seq: int
-    attempts: int = 0
-    reason: Reason = "new"
 
 
 class Host(Protocol):
@@ -81,11 +64,6 @@ class Runner:
         self.reason: ClaimReason = reason
         self._meta = meta
         self._intake = Intake(meta.cursor)
-        self._done = meta.done
-        self._pending: deque[Pending] = deque()
-        self._turn: asyncio.Task[None] | None = None
-        self._current: Pending | None = None
-        self._state = State(node.options.max_payload_bytes)
         self._loaded = False
         self._stop: tuple[int, str] | None = None
         self._leaving = False
@@ -96,6 +74,7 @@ class Runner:
         # Batch ids are unique per epoch, so that a late copy of another owner's batch is never taken for ours.
         stem = secrets.token_hex(4)
         self._appender = Appender(node, self.cid, meta.epoch, meta.seq, self, lambda seq: f"{stem}.{seq}")
+        self._turns = Turns(node, self, self._appender, meta, self._may_start, self._reached, self._turned)
         self._task = node.supervisor.spawn(f"run {self.cid}", self._run())
 
     # -- what the view hears -----------------------------------------------------------------------------------
@@ -152,7 +131,7 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether a message is being answered or waits, or is still to be read."""
-        return not self._loaded or self._intake.behind or self._turn is not None or bool(self._pending)
+        return not self._loaded or self._intake.behind or self._turns.busy
 
     async def _run(self) -> None:
         try:
@@ -174,8 +153,7 @@ class Runner:
             await asyncio.shield(self._wind_up())
 
     async def _wind_up(self) -> None:
-        turn, self._turn = self._turn, None
-        await cancel_and_wait(turn, TURN_GRACE_S)
+        await self._turns.cancel()
         if self.view.listener is self:
             self.view.listener = None
         self._ended.set()
@@ -186,29 +164,15 @@ class Runner:
         while self._end is None:
             try:
                 raw = await self._node.store.state(self.cid)
-                await self._replay()
+                replay = await unanswered(self._node.store, self.cid, self._meta)
             except StoreUnavailable as error:
                 log.info("cannot load, again", conversation_id=self.cid, error=str(error))
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
-            self._state.load(raw)
+            self._turns.state.load(raw)
+            self._turns.load(replay, self.reason)
             self._loaded = True
             return
-
-    async def _replay(self) -> None:
-        """Find the unanswered inputs and how often each was begun."""
-        replay = await unanswered(self._node.store, self.cid, self._meta)
-        self._done = replay.done
-        again: Reason = "takeover" if self.reason in ("takeover", "restart") else "retry"
-        self._pending = deque(
-            Pending(
-                Input(b.position, b.message_id, b.user_id, b.data, b.ts),
-                b.seq,
-                b.attempts,
-                again if b.attempts else "new",
-            )
-            for b in replay.unanswered()
-        )
 
     # -- inbox ---------------------------------------------------------------------------------------------------
 
@@ -258,6 +222,7 @@ class Runner:
         update = Update([])
         seq = self._appender.next_seq
         before = self._intake.taken
+        presses: list[str] = []
         for entry in entries:
             if entry.kind == "stop":
                 self._stop = self._stop or (entry.position, stop_reason(entry))
@@ -268,23 +233,31 @@ class Runner:
                 self._node.metrics.malformed.labels(where="inbox").inc()
                 log.exception("damaged inbox entry skipped", conversation_id=self.cid, position=entry.position)
                 continue
+            if entry.kind == "interrupt":
+                presses.append(str(data))
+                continue
             update.events.append(wire.input_event(entry))
             message = Input(entry.position, entry.message_id, entry.user, data, entry.ts)
-            self._pending.append(Pending(message, seq + len(update.events)))
+            self._turns.add(message, seq + len(update.events))
         self._intake.taken = max(upto, before)
-        if self._stop is None:
-            # The stop's own position is passed by the batch that closes, never before: closing must not be lost.
-            update.cursor = self._intake.taken
-            started = self._begin_next(update)
-        else:
-            update.cursor = min(self._intake.taken, self._stop[0] - 1)
-            started = None
+        for turn in presses:
+            self._turns.press(turn)
+        update.cursor = self._reached()
+        started = self._turns.begin_next(update)
+        if not self._turns.busy:
+            # Intents have positions too: with nothing to answer, everything up to here is done.
+            update.done = update.cursor
         if update.events or update.cursor > before:
-            ticket = self._appender.submit(update)
-            if started is not None:
-                self._start(started, ticket.sent)
+            self._turns.launch(started, self._appender.submit(update))
         self._report()
         self._wake.set()
+
+    def _reached(self) -> int:
+        """The position up to which everything is taken in.
+
+        A stop's own is passed by the batch that closes, never before: closing must not be lost.
+        """
+        return self._intake.taken if self._stop is None else min(self._intake.taken, self._stop[0] - 1)
 
     # -- turns ---------------------------------------------------------------------------------------------------
 
@@ -294,90 +267,16 @@ class Runner:
             if not self._leaving:
                 self._leaving = True
                 self._node.supervisor.spawn(f"stop {self.cid}", self._obey_stop(*self._stop))
-        elif self._turn is None and not self._suspended and not self._leaving:
-            update = Update([])
-            started = self._begin_next(update)
-            if started is not None:
-                self._start(started, self._appender.submit(update).sent)
+        else:
+            self._turns.advance()
         self._report()
 
-    def _begin_next(self, update: Update) -> Pending | None:
-        """Add the start of the next turn to `update` if none runs."""
-        if self._turn is not None or not self._pending or not self._loaded or self._suspended:
-            return None
-        if self._stop is not None or self._leaving or self._node.draining:
-            return None
-        pending = self._pending[0]
-        if self._is_struck(pending):
-            self._pending.popleft()
-            message = "the turn was given up: three nodes in a row went down while it ran"
-            self._settle(update, pending, "turn_failed", {"message": message, "code": "too_many_takeovers"})
-            return self._begin_next(update)
-        pending.attempts += 1
-        data = to_json({"attempt": pending.attempts, "reason": pending.reason}, 1 << 10, "the start")
-        update.events.append(wire.event("turn_started", self._turn_id(pending), wall_ms(), data))
-        return pending
+    def _may_start(self) -> bool:
+        """Whether a turn may be started."""
+        return self._loaded and not self._suspended and not self._leaving and self._stop is None
 
-    def _is_struck(self, pending: Pending) -> bool:
-        meta = self._meta
-        return meta.strikes >= STRIKES and meta.struck == pending.message.position and pending.attempts > 0
-
-    @staticmethod
-    def _turn_id(pending: Pending) -> str:
-        return wire.turn_id(pending.message.position)
-
-    def _settle(self, update: Update, pending: Pending, kind: str, data: dict[str, Any]) -> None:
-        """Add the end of a turn to `update`. `base` moves to before the next unanswered input."""
-        position = pending.message.position
-        data = {**data, "settles": [position]}
-        update.events.append(wire.event(kind, self._turn_id(pending), wall_ms(), to_json(data, 1 << 20, "the end")))
-        update.done = self._done = max(position, self._done)
-        others = [p.seq for p in self._pending if p is not pending]
-        update.base = min(others) - 1 if others else self._appender.next_seq
-        self._node.metrics.turns.labels(outcome=kind.removeprefix("turn_")).inc()
-
-    def _start(self, pending: Pending, sent: asyncio.Future[None]) -> None:
-        self._current = pending
-        self._turn = self._node.supervisor.spawn(f"turn {self.cid}", self._answer(pending, sent))
-
-    async def _answer(self, pending: Pending, sent: asyncio.Future[None]) -> None:
-        """Run one turn; its end is appended in the same step as the start of the next one."""
-        try:
-            await asyncio.shield(sent)
-        except ConvenerError:
-            return
-        began = time.monotonic()
-        turn = Turn(self._node, self, pending.message, pending.attempts, pending.reason, self._state.copy())
-        update = Update([])
-        if self._meta.strikes > 1 and self._meta.struck == pending.message.position:
-            # From the second strike on, one at a time: if it takes this node down as well, it goes alone.
-            async with self._node.struck:
-                failure = await call_agent(self._node.agent, turn, self._state.error, self._node.options.turn_timeout)
-        else:
-            failure = await call_agent(self._node.agent, turn, self._state.error, self._node.options.turn_timeout)
-        if self._current is not pending:
-            # Cancelled and went on all the same: abandoned, whatever it has to say.
-            return
-        if failure is None:
-            try:
-                events = turn.finished_events(wall_ms())
-                update.state = self._state.take(turn.state)
-                update.events += events
-            except ConvenerError as error:
-                failure = {"message": error.detail, "code": error.wire_code}
-        self._node.metrics.turn_duration.observe(time.monotonic() - began)
-        # From here on nothing awaits, so nobody cancels between the end of the turn and its record.
-        if self._pending and self._pending[0] is pending:
-            self._pending.popleft()
-        if failure is None:
-            self._settle(update, pending, "turn_done", {})
-        else:
-            self._settle(update, pending, "turn_failed", failure)
-        self._turn = self._current = None
-        started = self._begin_next(update)
-        ticket = self._appender.submit(update)
-        if started is not None:
-            self._start(started, ticket.sent)
+    def _turned(self) -> None:
+        """A turn has ended."""
         self._report()
         self._wake.set()
 
@@ -388,11 +287,7 @@ class Runner:
         if self._suspended:
             return
         self._suspended = True
-        turn, current = self._turn, self._current
-        self._turn = self._current = None
-        if turn is not None and current is not None:
-            current.reason = "retry"
-            await cancel_and_wait(turn, TURN_GRACE_S)
+        await self._turns.suspend()
         self._report()
 
     def resume(self) -> None:
@@ -406,16 +301,14 @@ class Runner:
 
     async def _obey_stop(self, position: int, reason: str) -> None:
         """Close the log: the running turn is interrupted, what is queued is given up, all in one append."""
-        turn, current = self._turn, self._current
-        self._turn = self._current = None
-        await cancel_and_wait(turn, TURN_GRACE_S)
+        current = await self._turns.cancel()
         update = Update([], stopped=True, cursor=position, done=position)
         if current is not None:
-            self._settle(update, current, "turn_interrupted", {"reason": reason})
+            self._turns.interrupted(update, current, reason)
         update.done = position
         update.base = self._appender.next_seq
         update.events.append(wire.stopped_event(reason, wall_ms()))
-        self._pending.clear()
+        self._turns.give_up()
         try:
             await asyncio.shield(self._appender.submit(update).written)
         except ConvenerError:
@@ -459,7 +352,7 @@ class Runner:
         """
         deadline = boottime() + timeout
         while self._end is None and (
-            self._turn is not None or self._intake.behind or not self._loaded or not self._appender.quiet
+            self._turns.running or self._intake.behind or not self._loaded or not self._appender.quiet
         ):
             if boottime() > deadline:
                 return
@@ -475,7 +368,7 @@ class Runner:
         await self._ended.wait()
 
     def _report(self) -> None:
-        status: LoopStatus = "running" if self._turn is not None or self._pending else "idle"
+        status: LoopStatus = "running" if self._turns.busy else "idle"
         if self._suspended:
             status = "recovering"
         elif not self._loaded:

@@ -34,6 +34,7 @@ from convener.manager.base import (
     ClientSink,
     ConversationHandle,
     ConversationManager,
+    InterruptResult,
     ListedConversation,
     Overlap,
     ResumeResult,
@@ -205,7 +206,7 @@ class StandaloneConversationManager(ConversationManager):
         message_id: str | None = None,
     ) -> AgentLoopInfo:
         """See `ConversationManager`."""
-        cid, user = check_id(conversation_id, "conversation_id"), self._user(user_id)
+        cid, user = check_id(conversation_id, "conversation_id"), queries.checked_user(user_id)
         text = self._metadata(settings, metadata)
         message = None if initial_user_msg is None else self._message(initial_user_msg, user, message_id)
         created, started = await self.engine.start(cid, user, text)
@@ -228,7 +229,7 @@ class StandaloneConversationManager(ConversationManager):
         start: bool = True,
     ) -> AgentLoopInfo:
         """See `ConversationManager`."""
-        cid, user = check_id(conversation_id, "conversation_id"), self._user(user_id)
+        cid, user = check_id(conversation_id, "conversation_id"), queries.checked_user(user_id)
         out = sink if sink is not None else self.engine.sink
         if out is None:
             raise ConfigurationError("the manager has no Socket.IO server and the connection brought no sink")
@@ -325,7 +326,7 @@ class StandaloneConversationManager(ConversationManager):
         if overlap not in (None, "enqueue", "reject"):
             raise InvalidRequest("overlap must be enqueue or reject")
         reject = self.engine.node.options.reject_busy if overlap is None else overlap == "reject"
-        message = self._message(data, self._user(user_id), message_id)
+        message = self._message(data, queries.checked_user(user_id), message_id)
         result = await self.engine.send(cid, message, known=message_id is not None, reject_busy=reject)
         self.metrics.messages.labels(result="duplicate" if result.duplicate else "accepted").inc()
         return result
@@ -395,6 +396,11 @@ class StandaloneConversationManager(ConversationManager):
     async def close_session(self, conversation_id: str, reason: str = "stopped by the user") -> StopResult:
         """See `ConversationManager`."""
         return await self.engine.stop(check_id(conversation_id, "conversation_id"), reason)
+
+    async def interrupt(self, conversation_id: str, turn: str | None = None) -> InterruptResult:
+        """See `ConversationManager`."""
+        cid = check_id(conversation_id, "conversation_id")
+        return await self.engine.interrupt(cid, "" if turn is None else check_id(turn, "turn"))
 
     async def resume(self, conversation_id: str) -> ResumeResult:
         """See `ConversationManager`."""
@@ -485,16 +491,10 @@ class StandaloneConversationManager(ConversationManager):
 
     # -- input ---------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _user(user_id: str | None) -> str | None:
-        return None if user_id is None else check_id(user_id, "user_id") if user_id else ""
-
     def _message(self, data: Any, user: str | None, message_id: str | None) -> NewMessage:
         ident = new_id() if message_id is None else check_id(message_id, "message_id")
         return NewMessage(ident, user or "", to_json(data, self.engine.node.options.max_payload_bytes, "data"))
 
     def _metadata(self, settings: Any, metadata: Mapping[str, Any] | None) -> str:
-        merged = dict(metadata or {})
-        if settings is not None:
-            merged["settings"] = settings
+        merged = dict(metadata or {}) | ({} if settings is None else {"settings": settings})
         return to_json(merged, self.engine.node.options.max_payload_bytes, "metadata")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import inspect
+import random
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -14,9 +19,11 @@ from convener.core import cursor as cursors
 from convener.core import wire
 from convener.core.cursor import Cursor
 from convener.core.directory import LoopStatus
+from convener.core.ledger import STEP, Ledger, Mismatch
 from convener.core.view import START, Place
-from convener.errors import InvalidRequest, NotFound, PayloadTooLarge
+from convener.errors import ConvenerError, InvalidRequest, NotFound, OwnershipLost, PayloadTooLarge
 from convener.ids import check_id
+from convener.manager.appender import Ticket
 from convener.manager.views import decode
 
 if TYPE_CHECKING:
@@ -154,11 +161,62 @@ class Conversation:
         return self._before is None or wire.turn_position(turn) < self._before
 
 
+def _joined(pieces: list[Any]) -> Any:
+    """Pieces of one part as one value: text is joined, other pieces make a list."""
+    return "".join(pieces) if all(isinstance(piece, str) for piece in pieces) else pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry that a turn writes: its kind, its data, and the data's JSON text."""
+
+    kind: str
+    data: Any
+    text: str
+
+
+Recorder = Callable[[Sequence[Entry]], Ticket]
+"""Writes entries of the running turn now, in one append; without entries, the ticket of the turn's start. Raises
+`OwnershipLost` if the turn is not the current one any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and after which pauses a failing step is tried again.
+
+    Attributes:
+        attempts: how often it is run at most.
+        wait: seconds before the second time; `factor` times as long before each further one, `longest` at most.
+    """
+
+    attempts: int = 3
+    wait: float = 0.5
+    factor: float = 2.0
+    longest: float = 30.0
+
+    def pauses(self) -> Iterator[float]:
+        """Seconds before each further time."""
+        pause = self.wait
+        for _ in range(self.attempts - 1):
+            yield min(pause, self.longest)
+            pause *= self.factor
+
+
+class StepFailed(ConvenerError):
+    """A step had failed in an earlier attempt of the turn, and that was recorded (``record_errors=True``)."""
+
+    code = "step_failed"
+
+
+_step_key: ContextVar[str] = ContextVar("convener_step_key", default="")
+
+
 class Turn:
     """The processing of one message.
 
     What a turn writes is held until it ends and then appended as one batch together with `state`: a turn that dies
-    in between is repeated whole, with `attempt` one higher, and leaves nothing behind.
+    in between is repeated whole, with `attempt` one higher, and leaves nothing behind. Durable steps (`step`) are the
+    exception: once one is recorded it is not run again, and what was written before a step is in the log.
     """
 
     def __init__(
@@ -169,7 +227,10 @@ class Turn:
         attempt: int,
         reason: Reason,
         state: dict[str, Any],
+        ledger: Ledger,
+        record: Recorder,
     ) -> None:
+        self._node = node
         self._limit = node.options.max_payload_bytes
         self.id = wire.turn_id(message.position)
         self.input = message
@@ -178,7 +239,9 @@ class Turn:
         self.state = state
         self.conversation = Conversation(node, runner, before=message.position)
         self.fence = Fence(runner.cid, runner.epoch, self.id)
-        self._events: list[tuple[str, str]] = []
+        self._ledger = ledger
+        self._record = record
+        self._entries: list[Entry] = []
         self._pieces: dict[str, list[Any]] = {}
         self._size = 0
 
@@ -195,6 +258,13 @@ class Turn:
             return data
         text = cast(dict[str, Any], data).get("text") if isinstance(data, dict) else None
         return text if isinstance(text, str) else ""
+
+    @property
+    def key(self) -> str:
+        """Inside a step: its idempotency key, the same in every attempt, for tools and services outside; else ""."""
+        return _step_key.get()
+
+    # -- output ----------------------------------------------------------------------------------------------------
 
     async def reply(self, data: Any) -> None:
         """Answer: a `reply` entry. Raises `PayloadTooLarge`, `InvalidRequest` (not JSON)."""
@@ -220,22 +290,114 @@ class Turn:
 
     def _hold(self, kind: str, data: Any) -> None:
         text = to_json(data, self._limit, f"the {kind}")
+        try:
+            if not self._ledger.write(kind):
+                return
+        except Mismatch as error:
+            raise InvalidRequest(str(error), code="turn_mismatch") from error
         self._count(text)
-        self._events.append((kind, text))
+        self._entries.append(Entry(kind, data, text))
 
     def _count(self, text: str) -> None:
-        # One append carries the whole turn; this bounds it.
+        # One append carries what is held; this bounds it.
         self._size += len(text)
         if self._size > 4 * self._limit:
             raise PayloadTooLarge(f"the turn has written more than {4 * self._limit} bytes")
 
-    def finished_events(self, ts: int) -> list[str]:
-        """The turn's entries as log events, in order. For the runner."""
-        held = list(self._events)
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    async def step(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        *args: Any,
+        retry: Retry | None = None,
+        record_errors: bool = False,
+    ) -> Any:
+        """Run ``func(*args)`` once, whatever happens to this node: its result is recorded when it is done, and given
+        back instead of a second run when the turn is repeated. Steps may run at the same time.
+
+        Args:
+            name: of the step; with the number of its occurrence in the turn it identifies the record.
+            func: plain (run in a thread) or async; returns a JSON value. Between the end of `func` and its record a
+                crash makes it run again: use `key` against services that can recognise a repetition.
+            retry: how to try again when it raises; default not at all.
+            record_errors: whether its final exception is recorded too, and raised as `StepFailed` in a repetition.
+
+        Raises:
+            OwnershipLost: the turn is not this node's any more.
+            InvalidRequest, PayloadTooLarge: the result cannot be recorded.
+            Exception: whatever `func` raised at last.
+        """
+        check_id(name, "name")
+        number, recorded = self._ledger.ask(name)
+        if recorded is not None:
+            if recorded.error is not None:
+                raise StepFailed(f"{recorded.error.get('type', 'Error')}: {recorded.error.get('message', '')}")
+            return recorded.result
+        # The turn's start must be committed before anything is done in its name; what was said before the step is
+        # then in the log as well.
+        held, self._entries = self._entries, []
+        await asyncio.shield(self._record(held).written)
+        token = _step_key.set(f"{self.fence.conversation_id}/{self.id}/{name}/{number}")
+        data: dict[str, Any] = {"name": name, "number": number}
+        failure: Exception | None = None
+        try:
+            data["result"] = await self._run_step(func, args, retry)
+        except Exception as error:
+            if not record_errors or isinstance(error, OwnershipLost):
+                raise
+            failure = error
+            data["error"] = {"type": error.__class__.__name__, "message": str(error)}
+        finally:
+            _step_key.reset(token)
+        text = to_json(data, self._limit, f"the result of step {name}")
+        await asyncio.shield(self._record([Entry(STEP, data, text)]).written)
+        if failure is not None:
+            raise failure
+        return data["result"]
+
+    async def _run_step(self, func: Callable[..., Any], args: Sequence[Any], retry: Retry | None) -> Any:
+        pauses = (retry or Retry(attempts=1)).pauses()
+        while True:
+            if not self._node.lease.valid():
+                raise OwnershipLost("this node is suspended")
+            try:
+                if inspect.iscoroutinefunction(func):
+                    return await func(*args)
+                result = await asyncio.to_thread(func, *args)
+                return await result if inspect.isawaitable(result) else result
+            except Exception:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    # -- for the runner --------------------------------------------------------------------------------------------
+
+    def interrupted(self) -> list[Entry]:
+        """The turn was cancelled on purpose: what it has said and not written yet, the pieces as a partial reply."""
         if self._pieces:
-            joined = {
-                part: "".join(pieces) if all(isinstance(p, str) for p in pieces) else pieces
-                for part, pieces in self._pieces.items()
-            }
-            held.append(("reply", to_json(joined, 8 * self._limit, "the reply")))
-        return [wire.event(kind, self.id, ts, text) for kind, text in held]
+            joined: dict[str, Any] = {part: _joined(pieces) for part, pieces in self._pieces.items()}
+            joined["partial"] = True
+            self._pieces = {}
+            with contextlib.suppress(ConvenerError):
+                self._hold("reply", joined)
+        entries, self._entries = self._entries, []
+        return entries
+
+    def finish(self) -> list[Entry]:
+        """The agent is done: the entries that are still held.
+
+        Raises:
+            InvalidRequest: the code does not fit what an earlier attempt of the turn has recorded.
+        """
+        if self._pieces:
+            joined = {part: _joined(pieces) for part, pieces in self._pieces.items()}
+            self._pieces = {}
+            self._hold("reply", joined)
+        try:
+            self._ledger.finish()
+        except Mismatch as error:
+            raise InvalidRequest(str(error), code="turn_mismatch") from error
+        return self._entries

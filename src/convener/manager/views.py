@@ -340,6 +340,13 @@ class View:
                 return
             self.wake()
 
+    def ended_since(self, place: Place, turn: str) -> str | None:
+        """How the first turn that ended after `place` ended (or `turn`, if it is given); None if none has."""
+        for item in self.ring:
+            if item.place > place and item.event.kind in SETTLING and (not turn or item.event.turn == turn):
+                return item.event.kind
+        return None
+
     async def _look_for_owner(self) -> None:
         """The log does not show a hibernation, and its publication may have been among what was missed."""
         if self.loaded:

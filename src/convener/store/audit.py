@@ -9,7 +9,7 @@ same way is reported.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,15 +52,20 @@ class AuditReport:
     nodes: int
 
 
+Limit = int | Callable[[str], Awaitable[int]]
+"""One limit for all, or a function that tells a user's own."""
+
+
 async def audit(
-    store: Store, cids: Sequence[str] | None = None, *, limit: int = 0, pause: float = PAUSE_S
+    store: Store, cids: Sequence[str] | None = None, *, limit: Limit = 0, pause: float = PAUSE_S
 ) -> AuditReport:
     """Check the invariants on what a store holds.
 
     Args:
         store: open.
         cids: conversations to check; None for all. Those that do not exist are left out.
-        limit: conversations that a user may run at once; 0: how many there are is not judged.
+        limit: conversations that a user may run at once, or a function that tells it; 0: how many there are is not
+            judged.
         pause: seconds between the two looks.
 
     Raises:
@@ -91,7 +96,7 @@ async def every_conversation(store: Store) -> list[str]:
 class _Look:
     """One look. `findings`: what is wrong, with the conversations to read again to be sure."""
 
-    def __init__(self, store: Store, limit: int) -> None:
+    def __init__(self, store: Store, limit: Limit) -> None:
         self._store = store
         self._limit = limit
         self.findings: dict[Violation, Sequence[str]] = {}
@@ -165,5 +170,6 @@ class _Look:
             return
         slots = await self._store.slots(user)
         self.checked += len(slots)
-        self._found(audit_user(user, slots, self._limit, heads, membership.dead), concerned)
+        limit = self._limit if isinstance(self._limit, int) else await self._limit(user)
+        self._found(audit_user(user, slots, limit, heads, membership.dead), concerned)
         self._found(audit_nodes(membership, records, owners, {user: slots}), concerned)

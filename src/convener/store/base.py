@@ -31,6 +31,7 @@ from convener.core.model import (
     DisownOutcome,
     EraseOutcome,
     InboxEntry,
+    InterruptReply,
     Meta,
     NewMessage,
     Page,
@@ -65,6 +66,8 @@ class ConversationStore(Protocol):
     async def disown(self, cid: str, owner: str, epoch: int) -> DisownOutcome: ...
 
     async def stop(self, cid: str, me: str, reason: str, buried: str) -> StopReply: ...
+
+    async def interrupt(self, cid: str, turn: str) -> InterruptReply: ...
 
     async def resume(self, cid: str) -> ResumeOutcome: ...
 

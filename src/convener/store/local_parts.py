@@ -25,6 +25,7 @@ from convener.core.model import (
     Erase,
     EraseOutcome,
     InboxEntry,
+    InterruptReply,
     Meta,
     NewMessage,
     Page,
@@ -165,6 +166,12 @@ class LocalConversations(_Part):
         def step(t: Tables) -> StopReply:
             state = Conversation(t.meta(cid), t.tip(cid), t.inbox(cid))
             return _apply(t, cid, conversation.stop(state, me, reason, buried, t.now))
+
+        return await self.run(step)
+
+    async def interrupt(self, cid: str, turn: str) -> InterruptReply:
+        def step(t: Tables) -> InterruptReply:
+            return _apply(t, cid, conversation.interrupt(Conversation(t.meta(cid)), turn, t.now))
 
         return await self.run(step)
 

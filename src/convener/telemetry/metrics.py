@@ -87,9 +87,7 @@ class Metrics:
             "lease_margin_seconds",
             "Time until this node would suspend itself, if no renewal succeeded from now on.",
         )
-        self.event_loop_lag = self._gauge(
-            "event_loop_lag_seconds", "How late the event loop last ran a due task."
-        )
+        self.event_loop_lag = self._gauge("event_loop_lag_seconds", "How late the event loop last ran a due task.")
         self.bus_probe_age = self._gauge(
             "bus_probe_age_seconds", "Time since a publication or a probe was last heard on every subscriber."
         )
@@ -119,12 +117,8 @@ class Metrics:
         )
 
     def _trouble(self) -> None:
-        self.limit_rejections = self._counter(
-            "limit_rejections", "Starts refused by the limit per user.", "policy"
-        )
-        self.fenced_appends = self._counter(
-            "fenced_appends", "Writes refused because a newer epoch had begun."
-        )
+        self.limit_rejections = self._counter("limit_rejections", "Starts refused by the limit per user.", "policy")
+        self.fenced_appends = self._counter("fenced_appends", "Writes refused because a newer epoch had begun.")
         self.resyncs = self._counter("resyncs", "Clients told to throw their view away.", "reason")
         self.store_errors = self._counter("store_errors", "Failed commands to the store.", "kind")
         self.invariant_violations = self._counter(

@@ -16,6 +16,7 @@ from convener.core.model import (
     DisownOutcome,
     EraseOutcome,
     InboxEntry,
+    InterruptReply,
     LogEntry,
     Meta,
     NewMessage,
@@ -27,7 +28,7 @@ from convener.core.model import (
     StopReply,
     UnsendOutcome,
 )
-from convener.core.wire import json_text
+from convener.core.wire import json_text, turn_position
 from convener.store.redis import replies
 from convener.store.redis.part import CHUNK, Part
 from convener.store.redis.scripts import SCRIPTS
@@ -147,6 +148,21 @@ class RedisConversations(Part):
         keys = self.keys
         reply = await self.topology.call(SCRIPTS["disown"], (keys.meta(cid),), keys.channel(cid), owner, epoch)
         return reply.decode()
+
+    async def interrupt(self, cid: str, turn: str) -> InterruptReply:
+        """INTERRUPT."""
+        keys = self.keys
+        reply = await self.topology.call(
+            SCRIPTS["interrupt"],
+            (keys.meta(cid), keys.inbox(cid)),
+            keys.channel(cid),
+            json_text(turn),
+            turn_position(turn),
+        )
+        outcome = reply[0].decode()
+        if len(reply) == 1:
+            return InterruptReply(outcome)
+        return InterruptReply(outcome, reply[1], reply[2].decode(), int(reply[3]))
 
     async def stop(self, cid: str, me: str, reason: str, buried: str) -> StopReply:
         """STOP."""

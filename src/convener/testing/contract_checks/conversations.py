@@ -6,7 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 
-from convener.core.model import SEEN_WINDOW, ClaimRequest, Meta, NewMessage, SendReply, StopReply
+from convener.core.model import SEEN_WINDOW, ClaimRequest, InterruptReply, Meta, NewMessage, SendReply, StopReply
 from convener.core.wire import event
 from convener.testing.contract_checks.tools import (
     GENERATION,
@@ -328,6 +328,30 @@ async def check_stop_of_an_owned_conversation(h: Harness) -> None:
     assert (after.status, after.owner, after.nonce, after.done, after.cursor) == ("stopped", "", "", 2, 2)
     assert (await s.stop("c", "b~1", "why", "")).outcome == "ALREADY"
     assert after.epoch == m.epoch
+
+
+async def check_interrupts_are_numbered_intents(h: Harness) -> None:
+    """Recorded while something is unanswered; for the turn that is meant; not a message, and remembered by nobody."""
+    s = await h.connect()
+    assert await s.interrupt("c", "") == InterruptReply("NOT_FOUND")
+    m = await owned(s)
+    assert await s.interrupt("c", "") == InterruptReply("IDLE")
+    await send(s, "m1")
+    assert await s.interrupt("c", "t1") == InterruptReply("OK", 2, "a~1", m.epoch)
+    assert await s.interrupt("c", "") == InterruptReply("OK", 3, "a~1", m.epoch)
+    read = await s.inbox("c")
+    assert read is not None
+    assert [(e.position, e.message_id, e.kind, json.loads(e.data)) for e in read[1]] == [
+        (1, "m1", "message", "hi"),
+        (2, "interrupt.2", "interrupt", "t1"),
+        (3, "interrupt.3", "interrupt", ""),
+    ]
+    assert dict(await s.all_seen("c")) == {"m1": 1}
+    assert (await append(s, REPLY, cursor=3, done=1)).outcome == "OK"
+    assert await s.interrupt("c", "t1") == InterruptReply("STALE")
+    assert (await s.interrupt("c", "")).outcome == "OK"
+    await s.stop("c", "b~1", "why", "")
+    assert await s.interrupt("c", "") == InterruptReply("CLOSED")
 
 
 async def check_stop_of_what_nobody_owns(h: Harness) -> None:

@@ -1,0 +1,302 @@
+"""The turns of one owned conversation: one at a time, in the order of their messages, each ended in one append.
+
+A turn starts when its input was *sent* to the store, a step of it when that was *confirmed*. What a turn writes is
+held until its end, or, once it has a durable step, until the next step begins; the append that ends it also moves
+`done`, writes the agent's state and starts the next turn. So a crash repeats a turn whole, but for what its steps
+have recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from convener.core import wire
+from convener.core.ledger import Ledger, Record
+from convener.core.model import STRIKES, ClaimReason, Meta
+from convener.core.replay import Replay
+from convener.errors import ConvenerError, OwnershipLost
+from convener.manager.answering import State, call_agent
+from convener.manager.appender import Appender, Ticket, Update
+from convener.manager.clock import wall_ms
+from convener.manager.context import NodeContext
+from convener.manager.supervisor import cancel_and_wait
+from convener.manager.turn import Entry, Input, Reason, Recorder, Turn, to_json
+
+if TYPE_CHECKING:
+    from convener.manager.runner import Runner
+
+TURN_GRACE_S: Final = 5.0
+"""How long a cancelled turn may take to end before it is abandoned."""
+END_BYTES: Final = 1 << 20
+INTERRUPTED: Final = "interrupted by the user"
+
+
+@dataclass(slots=True)
+class Pending:
+    """A message that was taken in and is not answered. `seq` is the place of its `input` entry; `record` what its
+    turn has written so far.
+    """
+
+    message: Input
+    seq: int
+    attempts: int = 0
+    reason: Reason = "new"
+    record: Record = field(default_factory=Record)
+    interrupted: bool = False
+
+    @property
+    def turn(self) -> str:
+        """The id of the turn that answers it."""
+        return wire.turn_id(self.message.position)
+
+
+class Turns:
+    """Starts, runs, ends and cancels turns.
+
+    Args:
+        may_start: whether a turn may be started now: not while loading, suspended, stopping, leaving.
+        reached: the inbox position up to which everything is taken in.
+        ended: called when a turn has ended.
+    """
+
+    def __init__(
+        self,
+        node: NodeContext,
+        runner: Runner,
+        appender: Appender,
+        meta: Meta,
+        may_start: Callable[[], bool],
+        reached: Callable[[], int],
+        ended: Callable[[], None],
+    ) -> None:
+        self._node = node
+        self._runner = runner
+        self._appender = appender
+        self._meta = meta
+        self._may_start = may_start
+        self._reached = reached
+        self._ended = ended
+        self._pending: deque[Pending] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._current: Pending | None = None
+        self._turn: Turn | None = None
+        self._cancelling = asyncio.Lock()
+        self.state = State(node.options.max_payload_bytes)
+
+    @property
+    def running(self) -> bool:
+        """Whether a turn is under way."""
+        return self._task is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn is under way or a message waits for one."""
+        return self._task is not None or bool(self._pending)
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def load(self, replay: Replay, reason: ClaimReason) -> None:
+        """Take over what a former owner has left unanswered."""
+        again: Reason = "takeover" if reason in ("takeover", "restart") else "retry"
+        self._pending = deque(
+            Pending(
+                Input(b.position, b.message_id, b.user_id, b.data, b.ts),
+                b.seq,
+                b.attempts,
+                again if b.attempts else "new",
+                b.record,
+            )
+            for b in replay.unanswered()
+        )
+
+    def add(self, message: Input, seq: int) -> None:
+        """A message was taken in; its `input` entry is at `seq`."""
+        self._pending.append(Pending(message, seq))
+
+    def give_up(self) -> None:
+        """Forget what waits: the conversation is being closed."""
+        self._pending.clear()
+
+    # -- starting --------------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Start the next turn, if none runs and there is one."""
+        update = Update([])
+        started = self.begin_next(update)
+        if update.events:
+            self.launch(started, self._appender.submit(update))
+
+    def begin_next(self, update: Update) -> Pending | None:
+        """Add the start of the next turn to `update`; then `launch` it with the update's ticket."""
+        while self._pending and self._may_begin():
+            pending = self._pending[0]
+            if pending.interrupted:
+                self.interrupted(update, pending, INTERRUPTED)
+                continue
+            if not self._is_struck(pending):
+                pending.attempts += 1
+                data = to_json({"attempt": pending.attempts, "reason": pending.reason}, END_BYTES, "the start")
+                update.events.append(wire.event("turn_started", pending.turn, wall_ms(), data))
+                return pending
+            message = "the turn was given up: three nodes in a row went down while it ran"
+            self._end(update, pending, "turn_failed", {"message": message, "code": "too_many_takeovers"})
+        return None
+
+    def _may_begin(self) -> bool:
+        # While a turn is being cancelled its place is taken: what it has said is written before anything else.
+        free = self._task is None and not self._cancelling.locked()
+        return free and self._may_start() and not self._node.draining
+
+    def launch(self, pending: Pending | None, ticket: Ticket) -> None:
+        """Run the turn whose start was submitted."""
+        if pending is not None:
+            self._current = pending
+            self._task = self._node.supervisor.spawn(f"turn {self._runner.cid}", self._answer(pending, ticket))
+
+    def _is_struck(self, pending: Pending) -> bool:
+        meta = self._meta
+        return meta.strikes >= STRIKES and meta.struck == pending.message.position and pending.attempts > 0
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def _answer(self, pending: Pending, ticket: Ticket) -> None:
+        """Run one turn; its end is appended in the same step as the start of the next one."""
+        try:
+            await asyncio.shield(ticket.sent)
+        except ConvenerError:
+            return
+        began = time.monotonic()
+        turn = Turn(
+            self._node,
+            self._runner,
+            pending.message,
+            pending.attempts,
+            pending.reason,
+            self.state.copy(),
+            Ledger(pending.record),
+            self._recorder(pending, ticket),
+        )
+        self._turn = turn
+        if self._meta.strikes > 1 and self._meta.struck == pending.message.position:
+            # From the second strike on, one at a time: if it takes this node down as well, it goes alone.
+            async with self._node.struck:
+                failure = await self._call(turn)
+        else:
+            failure = await self._call(turn)
+        if self._current is not pending:
+            # Cancelled and went on all the same: abandoned, whatever it has to say.
+            return
+        self._node.metrics.turn_duration.observe(time.monotonic() - began)
+        self._finish(turn, pending, failure)
+
+    async def _call(self, turn: Turn) -> dict[str, Any] | None:
+        return await call_agent(self._node.agent, turn, self.state.error, self._node.options.turn_timeout)
+
+    def _finish(self, turn: Turn, pending: Pending, failure: dict[str, Any] | None) -> None:
+        """Append the end. Nothing awaits here, so nobody cancels between the end of a turn and its record."""
+        update = Update([])
+        if failure is None:
+            try:
+                entries = turn.finish()
+                update.state = self.state.take(turn.state)
+                update.events += [self._event(pending, entry) for entry in entries]
+            except ConvenerError as error:
+                failure = {"message": error.detail, "code": error.wire_code}
+        self._end(update, pending, "turn_done" if failure is None else "turn_failed", failure or {})
+        self._task = self._current = self._turn = None
+        started = self.begin_next(update)
+        self.launch(started, self._appender.submit(update))
+        self._ended()
+
+    def _end(self, update: Update, pending: Pending, kind: str, data: dict[str, Any]) -> None:
+        """Add the end of a turn to `update`. `base` moves to before the next unanswered input."""
+        position = pending.message.position
+        text = to_json({**data, "settles": [position]}, END_BYTES, "the end")
+        update.events.append(wire.event(kind, pending.turn, wall_ms(), text))
+        if self._pending and self._pending[0] is pending:
+            self._pending.popleft()
+        # Intents between the messages are done with them.
+        update.done = self._pending[0].message.position - 1 if self._pending else max(self._reached(), position)
+        update.base = self._pending[0].seq - 1 if self._pending else self._appender.next_seq
+        self._node.metrics.turns.labels(outcome=kind.removeprefix("turn_")).inc()
+
+    @staticmethod
+    def _event(pending: Pending, entry: Entry) -> str:
+        return wire.event(entry.kind, pending.turn, wall_ms(), entry.text)
+
+    def _recorder(self, pending: Pending, started: Ticket) -> Recorder:
+        """How a turn writes before its end: entries of this turn, as long as it is the current one.
+
+        The returned function raises `OwnershipLost` when it is not.
+        """
+
+        def record(entries: Sequence[Entry]) -> Ticket:
+            if self._current is not pending:
+                raise OwnershipLost("the turn was cancelled")
+            if not entries:
+                return started
+            for entry in entries:
+                # Submitted counts as recorded for a repetition in this process: it is written before what follows.
+                pending.record.note(entry.kind, entry.data)
+            return self._appender.submit(Update([self._event(pending, entry) for entry in entries]))
+
+        return record
+
+    # -- cancelling ------------------------------------------------------------------------------------------------
+
+    async def cancel(self) -> Pending | None:
+        """End the turn under way, if there is one; its message stays at the head of the queue.
+
+        Returns:
+            the message whose turn was begun and has no end in the log yet: cancelled by this call, or by an earlier
+            one that is not to write the end any more.
+        """
+        async with self._cancelling:
+            task = self._task
+            self._task = self._current = None
+            await cancel_and_wait(task, TURN_GRACE_S)
+        head = self._pending[0] if self._pending else None
+        begun = head is not None and self._turn is not None and self._turn.id == head.turn
+        return head if begun else None
+
+    async def suspend(self) -> None:
+        """The lease is not good: end the turn; it is begun again when the lease is (I7)."""
+        current = await self.cancel()
+        if current is not None:
+            current.reason = "retry"
+
+    def interrupted(self, update: Update, pending: Pending, reason: str) -> None:
+        """Add the end of a cancelled turn that is not begun again, with what it has said so far."""
+        turn, self._turn = self._turn, None
+        if turn is not None and turn.id == pending.turn:
+            update.events += [self._event(pending, entry) for entry in turn.interrupted()]
+        self._end(update, pending, "turn_interrupted", {"reason": reason})
+
+    def press(self, turn: str) -> None:
+        """Somebody wants the turn at the head to end. A press meant for another turn is stale and does nothing."""
+        pending = self._pending[0] if self._pending else None
+        if pending is None or (turn and turn != pending.turn) or pending.interrupted:
+            return
+        pending.interrupted = True
+        if self._current is pending:
+            self._node.supervisor.spawn(f"interrupt {self._runner.cid}", self._interrupt(pending))
+
+    async def _interrupt(self, pending: Pending) -> None:
+        """Cancel the turn, keep what it has said, go on with the queue."""
+        if self._current is not pending:
+            return
+        await self.cancel()
+        # Ended otherwise meanwhile (a stop), or to be ended by whoever may start turns again.
+        if not self._pending or self._pending[0] is not pending or not self._may_start():
+            self._ended()
+            return
+        update = Update([])
+        self.interrupted(update, pending, INTERRUPTED)
+        started = self.begin_next(update)
+        self.launch(started, self._appender.submit(update))
+        self._ended()
