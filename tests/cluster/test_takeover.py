@@ -145,8 +145,7 @@ async def test_a_node_that_is_told_to_end_gives_everything_back(
     for cid in ("talking", "busy", "quiet"):
         events = await api.answered(cid)
         check_answered(events, api.sent[cid])
-    assert "takeover" not in [reason for _, reason in opened(await api.events("talking"))]
-    # Its queue is left to recovery; the turn that was under way is not.
+    # What came at the last moment is left to recovery; the turn that was under way is not.
     assert attempts(await api.events("busy"), "gated") == [(1, "new")]
     await _check_watchers([guest], await api.events("talking"))
     states = {node["incarnation"]: node["state"] for node in cluster.get(1, "/nodes")["nodes"]}

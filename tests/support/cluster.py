@@ -82,7 +82,8 @@ class Cluster:
         if app is not None:
             (root / "agent_under_test.py").write_text(app)
         self.nodes = [Node(f"n{number}", root) for number in range(count)]
-        self.http = httpx.Client(trust_env=False, timeout=30)
+        # No connection is kept: a node closes it after some seconds, perhaps when it is just used again.
+        self.http = httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 
     # -- life ----------------------------------------------------------------------------------------------------
 
