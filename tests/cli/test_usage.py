@@ -15,7 +15,7 @@ from convener.version import __version__
 from tests.support.processes import free_port
 
 COMMANDS = sorted(
-    ["audit", "conversations", "delete", "nodes", "resume", "send", "serve", "show", "stop", "tail", "up"]
+    ["audit", "conversations", "delete", "interrupt", "nodes", "resume", "send", "serve", "show", "stop", "tail", "up"]
 )
 CLIENTS = {
     "nodes": ["nodes"],

@@ -200,3 +200,21 @@ async def test_a_stopped_waiting_start_leaves_the_queue(make_cluster: MakeCluste
     assert list(await store.waiting("u")) == []
     with pytest.raises(ConversationStopped):
         await cluster[0].send_event_to_conversation("queued", {})
+
+
+@pytest.mark.parametrize("node", [0, 1])
+async def test_a_stop_has_freed_the_slot_when_it_is_answered(make_cluster: MakeCluster, node: int) -> None:
+    """The owner is slow to give it back; whoever asked must not have to wait for that."""
+    cluster = await make_cluster(echo, options=REJECT, limit=1)
+    await cluster[0].maybe_start_agent_loop("c", user_id="u")
+    owner = cluster[0].engine
+    gave_back = asyncio.Event()
+
+    async def later(runner: Any, status: Any) -> None:
+        await gave_back.wait()
+        await real(runner, status)
+
+    real, owner._give_back = owner._give_back, later
+    assert await cluster[node].close_session("c") == "stopped"
+    assert await start(cluster, 2, "next")
+    gave_back.set()

@@ -381,9 +381,25 @@ class Engine:
                 # The owner obeys a numbered inbox entry; if it is buried meanwhile, STOP again finishes here.
                 await view.wait_for(lambda: view.stopped_reason is not None and not view.sent_away, 0.5)
                 result = await self._stop_again(cid, reason)
+            if result != "stopping":
+                await self._free_stopped(cid)
             return result
         finally:
             await self.views.release(view)
+
+    async def _free_stopped(self, cid: str) -> None:
+        """Whoever asked for the stop may start another at once: do not wait for the owner to give the slot back.
+
+        The slot is read before the head. If the conversation is stopped then, whoever holds that slot value can only
+        give it back (CLAIM is refused); a start after a resume has stamped it anew, and freeing is by nonce (I6).
+        """
+        meta = await self.node.store.head(cid)
+        if meta is None or not meta.user:
+            return
+        slot = await self.node.store.slot(meta.user, cid)
+        meta = await self.node.store.head(cid)
+        if slot is not None and meta is not None and meta.status == "stopped" and not meta.owner:
+            await self.admission.freed(await self.node.store.unreserve(meta.user, cid, slot.nonce))
 
     async def _stop_again(self, cid: str, reason: str) -> StopResult:
         """Look how the stop goes that was asked for. A second STOP would hit what was resumed since."""
