@@ -175,7 +175,7 @@ async def test_the_longest_idle_conversation_makes_room_keeps_its_clients_and_wa
         assert stored.head("first")["owner"] == ""
         assert guests["first"].sio.connected
         await guests["first"].say("good morning", "first.morning")
-        await guests["first"].wait_for(2)
+        await guests["first"].wait_for(2, "turn_done")
         assert set(stored.slots("u")) == {"first", "third", "fourth"}, "now the second was idle for longest"
     check_answered(guests["first"].events, {"first.hello": "hello", "first.morning": "good morning"})
     assert [reason for _, reason in opened(guests["first"].events)] == ["start", "wake"]
