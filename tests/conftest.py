@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,11 +14,22 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+def pytest_configure() -> None:
+    """Hide the developer's own CONVENER_* variables, from fixtures of every scope."""
+    _forget_settings()
+
+
+def _forget_settings() -> None:
+    for name in [name for name in os.environ if name.startswith("CONVENER_") and name != "CONVENER_TEST_SEED"]:
+        del os.environ[name]
+
+
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the developer's own CONVENER_* variables from every test."""
-    for name in [name for name in os.environ if name.startswith("CONVENER_")]:
-        monkeypatch.delenv(name)
+def _no_settings_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`convener serve` hands its flags on in the environment; run inside this process it must not reach other tests."""
+    yield
+    monkeypatch.undo()
+    _forget_settings()
 
 
 # Real clusters of processes want the machine for themselves: one worker of xdist runs them one after another, while

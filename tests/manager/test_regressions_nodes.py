@@ -88,6 +88,29 @@ async def connections(cluster: InProcessCluster) -> bool:
     return await cluster[0].get_connections() == {"s": "c"}
 
 
+async def test_a_record_that_landed_late_is_swept(stepped: Stepped, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convener.manager.records.SWEEP_S", 0.2)
+    cluster = await stepped.start(nodes=1)
+    store, incarnation = stepped.stores[0], cluster[0].engine.node.incarnation
+    step, dropped = store.late("put_record"), store.hold_reply("drop_record")
+    with pytest.raises(StoreUnavailable):
+        await cluster[0].maybe_start_agent_loop("c", user_id="u")
+    await wait_until(dropped.reached.is_set, "the record is taken out")
+    dropped.go()
+    await step.land()
+    assert await store.record(incarnation, "c") is not None
+    await join(cluster, 0, "d", "s")
+    await wait_until(lambda: _hash_holds(cluster, {"d"}, {"s"}), "the hash holds what the node knows", limit=5)
+    await store.flush(incarnation, 1000, [], {"ghost": "d"}, ["s"])
+    await wait_until(lambda: _hash_holds(cluster, {"d"}, {"s"}), "of its clients too", limit=5)
+
+
+async def _hash_holds(cluster: InProcessCluster, cids: set[str], clients: set[str]) -> bool:
+    node = cluster[0].engine.node
+    _, records, connections = await node.store.node_records(node.incarnation)
+    return {r.conversation_id for r in records} == cids and set(connections) == clients
+
+
 # -- the membership ------------------------------------------------------------------------------------------------
 
 

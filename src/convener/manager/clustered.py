@@ -114,6 +114,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         engine.begin()
         keep("directory reader", self._sync.read_forever)
         keep("directory check", self._sync.reconcile_forever)
+        keep("own records", engine.records.sweep_forever)
         keep("reaper", self._members.reap_forever)
         keep("forgetting", self._members.forget_forever)
         keep("lease watch", self._watch_lease)

@@ -8,6 +8,7 @@ most once per sync interval, with the node's next version number; who sees a gap
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -24,6 +25,7 @@ from convener.manager.runner import Runner
 
 log = structlog.get_logger(__name__)
 
+SWEEP_S: Final = 60.0
 BATCH: Final = 500
 """Records in one publication; the store's scripts take a few thousand arguments at most."""
 
@@ -177,6 +179,36 @@ class Records:
         gone = tuple(cid for cid in removed if cid not in self._records)
         batch = Batch(incarnation, version, tuple(changed), gone, joined, tuple(left))
         self._node.directory.apply(batch, own=True)
+
+    async def sweep_forever(self) -> None:
+        """Rarely, jittered: take out of the hash what this node does not know of."""
+        while True:
+            await asyncio.sleep(SWEEP_S * random.uniform(0.5, 1.5))
+            try:
+                await self._sweep()
+            except StoreUnavailable as error:
+                log.info("cannot compare the own records", error=str(error))
+
+    async def _sweep(self) -> None:
+        """A command whose reply was lost may land after what it wrote was taken out again; nobody else would look.
+
+        What this node knows of and the hash lacks is about to come or to go. What is wrong here because either has
+        happened meanwhile is put right by the next sweep.
+        """
+        incarnation, store = self._node.incarnation, self._node.store
+        _, records, clients = await store.node_records(incarnation)
+        for record in records:
+            held = self._records.get(record.conversation_id)
+            if incarnation != self._node.incarnation:
+                return
+            if held is None:
+                await store.drop_record(incarnation, record.conversation_id, record.nonce)
+            elif held.nonce != record.nonce:
+                await store.put_record(incarnation, held)
+        self._left |= dict.fromkeys(clients.keys() - self._clients.keys())
+        self._joined |= {c: cid for c, cid in self._clients.items() if clients.get(c) != cid}
+        if self._left or self._joined:
+            self._changed.set()
 
     def _forget_told(
         self,

@@ -122,10 +122,14 @@ class Recovery:
             waits = meta.position > meta.done or await self._was_queued(cid, record.user)
             if waits and not await self._claim(cid, began):
                 return
-        elif meta is not None and meta.owner and self._engine.is_answering(cid, meta.owner) is False:
+        elif meta is not None and (meta.owner == incarnation or self._leads_nowhere(cid, meta.owner)):
+            # To be looked at again when that burial is known here too, or that start is done with.
             return
         await self._free_slot(cid, record.user)
         await store.drop_record(incarnation, cid, record.nonce)
+
+    def _leads_nowhere(self, cid: str, owner: str) -> bool:
+        return bool(owner) and not self._engine.is_answering(cid, owner)
 
     def _has_work(self, cid: str, meta: Meta) -> bool:
         view = self._engine.views.get(cid)
