@@ -112,9 +112,9 @@ class Api:
 async def talking(urls: Callable[[], Sequence[str]], rng: random.Random | None = None) -> AsyncGenerator[Api]:
     """An `Api`. Its requests do not wait long: a frozen node answers nobody.
 
-    A connection is not used again after the time, five seconds, when a node closes it: a request could be on its way.
+    No connection is kept: a node closes it after some seconds, perhaps while the next request is on its way.
     """
-    limits = httpx.Limits(keepalive_expiry=2)
+    limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(trust_env=False, timeout=15 * TIME_SCALE, limits=limits) as http:
         yield Api(http, urls, rng or random.Random(0))
 

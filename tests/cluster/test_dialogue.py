@@ -89,7 +89,7 @@ async def test_every_line_of_a_corpus_is_answered_once_and_seen_in_one_order(
 ) -> None:
     talks = _talks(rng)
     await asyncio.gather(*(talk.hold(cluster, clients) for talk in talks))
-    async with httpx.AsyncClient(trust_env=False, timeout=30, limits=httpx.Limits(keepalive_expiry=2)) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)) as http:
         await asyncio.gather(*(_check_views(cluster, clients, talk) for talk in talks))
         for talk in talks:
             await _check_pages(http, cluster, talk, rng)
