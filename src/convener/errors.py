@@ -15,6 +15,10 @@
     ├── TooManyRequests             too much under way on one connection
     ├── ConversationBusy            overlap policy `reject`
     ├── ConversationStopped         stopped on purpose; only `resume` opens it again
+    │   ├── ConversationFailed      given up after too many takeovers of one turn; so does that
+    │   └── ConversationHeld        a turn was cut off and waits for `resume` (recovery mode `wait`)
+    ├── AskClosed                   the question is answered, has expired, or was never asked
+    ├── AskExpired                  nobody has answered the agent's question in time
     ├── OwnershipLost               this node is not (or no longer) the owner
     │   └── StaleEpoch              a write under an epoch that has ended
     ├── OwnerUnavailable            nobody could be made to answer in time
@@ -33,11 +37,15 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 __all__ = [
+    "AskClosed",
+    "AskExpired",
     "AuthUnavailable",
     "CallTimeout",
     "ConfigurationError",
     "ConvenerError",
     "ConversationBusy",
+    "ConversationFailed",
+    "ConversationHeld",
     "ConversationStopped",
     "InboxFull",
     "InvalidRequest",
@@ -196,6 +204,31 @@ class ConversationStopped(ConvenerError):
 
     code = "conversation_stopped"
     http_status = 409
+
+
+class ConversationFailed(ConversationStopped):
+    """Too many nodes went down while one turn of the conversation ran; nothing is repeated unasked."""
+
+    code = "conversation_failed"
+
+
+class ConversationHeld(ConversationStopped):
+    """A turn was cut off by a crash and waits for somebody to say ``resume``."""
+
+    code = "conversation_held"
+
+
+class AskClosed(ConvenerError):
+    """The question does not wait for an answer (any more)."""
+
+    code = "ask_closed"
+    http_status = 409
+
+
+class AskExpired(ConvenerError):
+    """The agent's question was not answered within its time; raised by ``turn.ask``."""
+
+    code = "ask_expired"
 
 
 class OwnershipLost(ConvenerError):

@@ -199,7 +199,7 @@ async def resolve(u: Subject, s: Step, m: Meta) -> Any:
 
 
 def batch(u: Subject, s: Step, m: Meta, events: list[str], **changes: Any) -> AppendRequest:
-    values: dict[str, Any] = {"cursor": m.cursor, "done": m.done, "base": m.base, "state": None, "stopped": False}
+    values: dict[str, Any] = {"cursor": m.cursor, "done": m.done, "base": m.base, "state": None, "closing": ""}
     owner = m.owner if s.off < 1 or s.flag else NODES[s.node]
     return AppendRequest(
         owner, u.epoch(s.back), m.seq + min(s.off, 0), f"b{s.nonce}", events=tuple(events), **{**values, **changes}
@@ -221,7 +221,9 @@ async def end(u: Subject, s: Step, m: Meta) -> Any:
 
 async def append(u: Subject, s: Step, m: Meta) -> Any:
     events = [event("reply", "t1", 1, json.dumps("x" * 4000 * i)) for i in range(s.count)]
-    return await u.store.append(u.cid, batch(u, s, m, events, base=m.base + s.nonce, stopped=s.flag and s.count == 3))
+    return await u.store.append(
+        u.cid, batch(u, s, m, events, base=m.base + s.nonce, closing="stopped" if s.flag and s.count == 3 else "")
+    )
 
 
 async def release(u: Subject, s: Step, m: Meta) -> Any:
@@ -241,7 +243,7 @@ async def finish(u: Subject, s: Step, m: Meta) -> Any:
     read = await u.store.inbox(u.cid)
     inputs = [input_event(e) for e in read[1] if e.kind == "message"] if read else []
     events = [*inputs, event("stopped", "", 1, '{"reason":"x"}')]
-    return await u.store.append(u.cid, batch(u, s, m, events, cursor=m.position + min(s.off, 0), stopped=True))
+    return await u.store.append(u.cid, batch(u, s, m, events, cursor=m.position + min(s.off, 0), closing="stopped"))
 
 
 async def resume(u: Subject, s: Step, m: Meta) -> Any:

@@ -139,7 +139,7 @@ def test_unanswered_messages_are_remembered_beyond_the_window() -> None:
 def test_append_that_closes() -> None:
     world = owned(messages=1)
     world.stop()
-    reply = world.append(event("stopped", "", 1, '{"reason":"why"}'), stopped=True, cursor=2, done=1)
+    reply = world.append(event("stopped", "", 1, '{"reason":"why"}'), closing="stopped", cursor=2, done=1)
     assert reply.outcome == "OK"
     m = world.head
     assert (m.owner, m.nonce, m.status, m.done, m.cursor, m.position) == ("", "", "stopped", 2, 2, 2)
@@ -149,7 +149,7 @@ def test_append_that_closes() -> None:
 
 def test_append_closes_nothing_that_was_not_asked_to_stop() -> None:
     world = owned()
-    assert world.append(EVENT, stopped=True) == AppendReply("PENDING", 1, "")
+    assert world.append(EVENT, closing="stopped") == AppendReply("PENDING", 1, "")
     assert (world.head.status, len(world.log)) == ("running", 1)
 
 
@@ -158,7 +158,7 @@ def test_append_does_not_close_over_what_it_has_not_taken_in() -> None:
     world.send("m1")
     world.stop()
     for cursor in (0, 1):
-        assert world.append(EVENT, stopped=True, cursor=cursor).outcome == "PENDING"
+        assert world.append(EVENT, closing="stopped", cursor=cursor).outcome == "PENDING"
     assert (world.head.status, len(world.log), len(world.inbox)) == ("stopping", 1, 2)
 
 

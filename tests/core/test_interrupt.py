@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 
-from convener.core import conversation
+from convener.core import intents
 from convener.core.model import MAX_UNREAD, Conversation, InboxEntry, InterruptReply
 from tests.core.world import World, owned
 
 
 def press(world: World, turn: str = "") -> InterruptReply:
-    return world.apply(conversation.interrupt(world.read(), turn, world.now))
+    return world.apply(intents.interrupt(world.read(), turn, world.now))
 
 
 def test_a_press_is_a_numbered_entry_of_its_own_kind() -> None:
@@ -28,7 +28,7 @@ def test_a_press_is_a_numbered_entry_of_its_own_kind() -> None:
 
 
 def test_nothing_to_interrupt() -> None:
-    assert conversation.interrupt(Conversation(), "", 1) == (InterruptReply("NOT_FOUND"), ())
+    assert intents.interrupt(Conversation(), "", 1) == (InterruptReply("NOT_FOUND"), ())
     world = owned("a~1")
     assert press(world) == InterruptReply("IDLE")
     world.send("m1")

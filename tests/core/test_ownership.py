@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from convener.core import conversation
-from convener.core.model import AppendReply, AppendRequest, ClaimRequest, InboxEntry, Meta, NewMessage
+from convener.core.model import AppendReply, AppendRequest, ClaimRequest, Closing, InboxEntry, Meta, NewMessage
 from convener.core.wire import event, input_event, stopped_event, turn_id, turn_position
 from tests.core.world import World
 
@@ -245,12 +245,12 @@ class Ownership(RuleBasedStateMachine):
 
     # -- what an owner does --------------------------------------------------------------------------------------
 
-    def append(self, me: str, events: list[str], cursor: int, done: int, fate: str, stopped: bool = False) -> None:
+    def append(self, me: str, events: list[str], cursor: int, done: int, fate: str, closing: Closing = "") -> None:
         own = self.owned[me]
         self.counter += 1
         expected, state = own.seq, b"s" if done else None
         request = AppendRequest(
-            me, own.epoch, expected, f"b{self.counter}", cursor, done, 0, tuple(events), state, stopped
+            me, own.epoch, expected, f"b{self.counter}", cursor, done, 0, tuple(events), state, closing
         )
         # The next batch counts on this one, which may be still on its way.
         own.seq, own.cursor, own.done = expected + len(events), cursor, done
@@ -272,7 +272,7 @@ class Ownership(RuleBasedStateMachine):
     def appended(self, me: str, own: Owned, request: AppendRequest, reply: AppendReply) -> None:
         if self.owned.get(me) is not own:
             return
-        if reply.outcome in {"FENCED", "PENDING"} or (request.stopped and reply.outcome == "OK"):
+        if reply.outcome in {"FENCED", "PENDING"} or (request.closing and reply.outcome == "OK"):
             del self.owned[me]
             return
         # All batches up to the one with the returned id are written.
@@ -316,7 +316,7 @@ class Ownership(RuleBasedStateMachine):
         if stop is not None:
             inputs = [input_event(e) for e in unread if e.kind == "message"]
             last = [*inputs, stopped_event("why", 1)]
-            self.append(me, last, stop.position, own.done, fate, stopped=True)
+            self.append(me, last, stop.position, own.done, fate, closing="stopped")
 
     def release(self, data: st.DataObject) -> None:
         """Until the outcome is known the node does not act as the owner."""

@@ -8,13 +8,20 @@ from typing import Any, TypeVar
 from convener.core import conversation
 from convener.core.audit import ConversationFacts, Violation, audit_conversation
 from convener.core.model import (
+    MESSAGES,
+    REMEMBERED,
+    AddAlarm,
     AddInbox,
     AddLog,
+    AddPieces,
     AppendReply,
     AppendRequest,
     ClaimReply,
     ClaimRequest,
+    ClearPieces,
+    CloseAsks,
     Conversation,
+    DropAlarm,
     DropInbox,
     Effect,
     Erase,
@@ -22,6 +29,7 @@ from convener.core.model import (
     LogEntry,
     Meta,
     NewMessage,
+    OpenAsks,
     Publish,
     SendReply,
     SetMeta,
@@ -46,6 +54,9 @@ class World:
         self.inbox: list[InboxEntry] = []
         self.seen: dict[str, int] = {}
         self.state: bytes | None = None
+        self.asks: dict[str, str] = {}
+        self.pieces: list[str] = []
+        self.alarms: dict[str, str] = {}
         self.published: list[str] = []
         self.now = 1_000
 
@@ -57,7 +68,15 @@ class World:
     def read(self, message_id: str = "") -> Conversation:
         """What a transition may look at."""
         tip = (self.log[-1].epoch, self.log[-1].seq) if self.log else (0, 0)
-        return Conversation(self.meta, tip, tuple(self.inbox), self.seen.get(message_id))
+        return Conversation(
+            self.meta,
+            tip,
+            tuple(self.inbox),
+            self.seen.get(message_id),
+            asks=frozenset(self.asks),
+            alarms=len(self.alarms),
+            alarm=self.alarms.get(message_id),
+        )
 
     def apply(self, result: tuple[T, tuple[Effect, ...]]) -> T:
         """Apply the effects; a publication has to come last, and alone."""
@@ -76,7 +95,7 @@ class World:
                 self.log += entries
             case AddInbox(entry):
                 self.inbox.append(entry)
-                if entry.kind == "message":
+                if entry.kind in REMEMBERED:
                     assert entry.message_id not in self.seen
                     self.seen[entry.message_id] = entry.position
             case DropInbox(position, message_id):
@@ -88,8 +107,21 @@ class World:
                 self.seen = {m: p for m, p in self.seen.items() if not 0 < p <= position}
             case SetState(state):
                 self.state = state
+            case OpenAsks(asks):
+                self.asks |= dict(asks)
+            case CloseAsks(ask_id):
+                self.asks = {a: d for a, d in self.asks.items() if ask_id not in ("", a)}
+            case AddPieces(pieces):
+                self.pieces += pieces
+            case ClearPieces():
+                self.pieces = []
+            case AddAlarm(alarm_id, data):
+                self.alarms[alarm_id] = data
+            case DropAlarm(alarm_id):
+                self.alarms.pop(alarm_id, None)
             case Erase():
                 self.meta, self.log, self.inbox, self.seen, self.state = None, [], [], {}, None
+                self.asks, self.pieces, self.alarms = {}, [], {}
             case Publish(message):
                 self.published.append(message)
 
@@ -114,7 +146,7 @@ class World:
 
     def take_in(self) -> AppendReply:
         """Append every unread message as an input."""
-        taken = [e for e in self.inbox if e.kind == "message"]
+        taken = [e for e in self.inbox if e.kind in MESSAGES]
         cursor = max([self.head.cursor, *(e.position for e in taken)])
         return self.append(*(input_event(e) for e in taken), cursor=cursor)
 

@@ -8,10 +8,11 @@ the checks is part of the protocol: each was found by a counterexample (docs/exp
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from convener.core import wire
 from convener.core.model import (
-    MAX_UNREAD,
+    MESSAGES,
     SEEN_WINDOW,
     STRIKE_WINDOW_MS,
     AddInbox,
@@ -20,6 +21,8 @@ from convener.core.model import (
     AppendRequest,
     ClaimReply,
     ClaimRequest,
+    ClearPieces,
+    CloseAsks,
     Conversation,
     Created,
     DisownOutcome,
@@ -28,10 +31,10 @@ from convener.core.model import (
     Erase,
     EraseOutcome,
     InboxEntry,
-    InterruptReply,
     LogEntry,
     Meta,
     NewMessage,
+    OpenAsks,
     Publish,
     ReleaseOutcome,
     ResolveReply,
@@ -39,6 +42,7 @@ from convener.core.model import (
     SendReply,
     SetMeta,
     SetState,
+    Status,
     StopReply,
     TrimInbox,
     TrimSeen,
@@ -56,6 +60,11 @@ def create(state: Conversation, user: str, metadata: str, generation: str, now: 
     return Created(meta, created=True), (SetMeta(meta),)
 
 
+def refusal(status: Status) -> Literal["CLOSED", "FAILED", "HELD"]:
+    """How an entry is refused that somebody wants to put into the inbox of a conversation that is not `running`."""
+    return "FAILED" if status == "failed" else "HELD" if status == "held" else "CLOSED"
+
+
 def send(
     state: Conversation, message: NewMessage, max_pending: int, reject_busy: bool, now: int
 ) -> tuple[SendReply, Effects]:
@@ -64,7 +73,7 @@ def send(
     if meta is None:
         return SendReply("NOT_FOUND"), ()
     if meta.status != "running":
-        return SendReply("CLOSED"), ()
+        return SendReply(refusal(meta.status)), ()
     if state.seen is not None:
         # Followed by the same wake as OK: whoever sent it first may have died before waking anybody (I11).
         return SendReply("DUP", state.seen, meta.owner, meta.epoch), ()
@@ -73,7 +82,7 @@ def send(
     if reject_busy and meta.position > meta.done:
         return SendReply("BUSY"), ()
     position = meta.position + 1
-    entry = InboxEntry(position, message.message_id, "message", message.user, now, message.data)
+    entry = InboxEntry(position, message.message_id, message.kind, message.user, now, message.data)
     return SendReply("OK", position, meta.owner, meta.epoch), (
         SetMeta(replace(meta, position=position, updated=now)),
         AddInbox(entry),
@@ -126,6 +135,7 @@ def _rebuilt(state: Conversation, request: ClaimRequest, now: int) -> Meta:
         seq=state.tip[1],
         cursor=cursor,
         position=last,
+        asks=len(state.asks),
     )
 
 
@@ -148,7 +158,8 @@ def claim(state: Conversation, request: ClaimRequest, now: int) -> tuple[ClaimRe
     epoch, seq = next_epoch(meta, state.tip, now, request.floor), meta.seq + 1
     opened = LogEntry(epoch, seq, wire.open_event(request.me, request.reason, state.tip, now))
     meta = replace(meta, owner=request.me, nonce=request.nonce, epoch=epoch, seq=seq, batch="", updated=now)
-    if request.reason == "takeover" and meta.cursor > meta.done:
+    if request.reason == "takeover" and meta.cursor > meta.done and not meta.asks:
+        # A turn that waits for a person is not what takes nodes down.
         meta = _struck(meta, now)
     return ClaimReply("OK", meta, state.inbox, opened), (
         SetMeta(meta),
@@ -187,8 +198,7 @@ def append(state: Conversation, request: AppendRequest, now: int) -> tuple[Appen
         return AppendReply("FENCED", meta.seq, meta.batch, meta.owner, meta.epoch), ()
     if meta.seq != request.expected:
         return AppendReply("GAP", meta.seq, meta.batch), ()
-    if request.stopped and (meta.status != "stopping" or request.cursor != meta.position):
-        # Closing over an inbox entry that was not taken in would lose an acknowledged message (I8).
+    if request.closing and not _may_close(meta, request):
         return AppendReply("PENDING", meta.seq, meta.batch), ()
     entries = tuple(
         LogEntry(request.epoch, request.expected + i, text) for i, text in enumerate(request.events, start=1)
@@ -201,6 +211,7 @@ def append(state: Conversation, request: AppendRequest, now: int) -> tuple[Appen
         effects.append(TrimSeen(min(done, meta.position - SEEN_WINDOW)))
     if request.state is not None:
         effects.append(SetState(request.state))
+    asks = _asks(state, request, effects)
     meta = replace(
         meta,
         seq=seq,
@@ -208,14 +219,44 @@ def append(state: Conversation, request: AppendRequest, now: int) -> tuple[Appen
         cursor=max(meta.cursor, request.cursor),
         done=done,
         base=max(meta.base, request.base),
+        halted=max(meta.halted, request.halted),
+        asks=asks,
         updated=now,
     )
-    if request.stopped:
-        meta = replace(meta, owner="", nonce="", status="stopped", done=meta.position)
+    if request.closing:
+        meta = replace(meta, owner="", nonce="", status=request.closing)
+    if request.closing == "stopped":
+        meta = replace(meta, done=meta.position)
     if entries:
         effects.insert(0, AddLog(entries))
         effects.append(Publish(wire.publish_log(request.epoch, request.expected + 1, request.events)))
     return AppendReply("OK", seq, request.batch), (SetMeta(meta), *effects)
+
+
+def _may_close(meta: Meta, request: AppendRequest) -> bool:
+    """Closing over an inbox entry that was not taken in would lose an acknowledged message (I8), and giving a turn up
+    must not undo a stop that somebody has asked for (I15).
+    """
+    if request.closing == "stopped":
+        return meta.status == "stopping" and request.cursor == meta.position
+    return meta.status == "running"
+
+
+def _asks(state: Conversation, request: AppendRequest, effects: list[Effect]) -> int:
+    """How many questions are open after the batch. What a turn has streamed and asked ends with it."""
+    if request.ends_turn or request.begins_turn:
+        effects.append(ClearPieces())
+    if request.ends_turn:
+        effects.append(CloseAsks())
+    if request.asks:
+        effects.append(OpenAsks(request.asks))
+    before: frozenset[str] = frozenset() if request.ends_turn else state.asks
+    return len(before | {ask_id for ask_id, _ in request.asks})
+
+
+def _is_settled(meta: Meta) -> bool:
+    """Nothing is unanswered (I13), or everything is taken in and the open turn waits for a person."""
+    return meta.position == meta.done or (meta.asks > 0 and meta.cursor == meta.position)
 
 
 def release(state: Conversation, owner: str, epoch: int, seq: int) -> tuple[ReleaseOutcome, Effects]:
@@ -223,11 +264,11 @@ def release(state: Conversation, owner: str, epoch: int, seq: int) -> tuple[Rele
     meta = state.meta
     if meta is None or meta.owner != owner or meta.epoch != epoch:
         return "FENCED", ()
-    if meta.seq != seq or meta.position != meta.done:
+    if meta.seq != seq or not _is_settled(meta):
         return "PENDING", ()
     return "OK", (
         SetMeta(replace(meta, owner="", nonce="")),
-        Publish(wire.publish_status(epoch, "hibernated")),
+        Publish(wire.publish_status(epoch, "waiting" if meta.asks else "hibernated")),
     )
 
 
@@ -242,10 +283,11 @@ def disown(state: Conversation, owner: str, epoch: int) -> tuple[DisownOutcome, 
         return "NOT_FOUND", ()
     if meta.owner != owner or meta.epoch != epoch:
         return "CONFLICT", ()
-    if owner and meta.position != meta.done:
+    if owner and not _is_settled(meta):
         return "PENDING", ()
     effects: Effects = (SetMeta(replace(meta, owner="", nonce="", epoch=epoch + 1)),)
-    return "OK", (*effects, Publish(wire.publish_status(epoch, "hibernated"))) if owner else effects
+    status = "waiting" if meta.asks else "hibernated"
+    return "OK", (*effects, Publish(wire.publish_status(epoch, status))) if owner else effects
 
 
 def stop(state: Conversation, me: str, reason: str, buried: str, now: int) -> tuple[StopReply, Effects]:
@@ -262,7 +304,7 @@ def stop(state: Conversation, me: str, reason: str, buried: str, now: int) -> tu
     if meta.owner and meta.owner != buried:
         return _ask_to_stop(meta, reason, replace(before, outcome="STOPPING"), now)
     epoch = next_epoch(meta, state.tip, now)
-    inputs = tuple(wire.input_event(e) for e in state.inbox if e.kind == "message")
+    inputs = tuple(wire.input_event(e) for e in state.inbox if e.kind in MESSAGES)
     events = (wire.open_event(me, "stop", state.tip, now), *inputs, wire.stopped_event(reason, now))
     entries = tuple(LogEntry(epoch, meta.seq + i, text) for i, text in enumerate(events, start=1))
     closed = replace(
@@ -275,12 +317,15 @@ def stop(state: Conversation, me: str, reason: str, buried: str, now: int) -> tu
         status="stopped",
         cursor=meta.position,
         done=meta.position,
+        asks=0,
         updated=now,
     )
     return before, (
         SetMeta(closed),
         AddLog(entries),
         TrimInbox(meta.position),
+        ClearPieces(),
+        CloseAsks(),
         Publish(wire.publish_log(epoch, meta.seq + 1, events)),
     )
 
@@ -301,40 +346,17 @@ def _ask_to_stop(meta: Meta, reason: str, reply: StopReply, now: int) -> tuple[S
     )
 
 
-def interrupt(state: Conversation, turn: str, now: int) -> tuple[InterruptReply, Effects]:
-    """INTERRUPT: record that the running turn is to end; whoever owns or takes over the conversation obeys.
-
-    Args:
-        turn: the turn that is meant, "" for whichever runs: a press meant for an earlier turn must not hit the next.
+def resume(state: Conversation, now: int) -> tuple[ResumeOutcome, Effects]:
+    """RESUME: what a user asks for after a stop, or when a turn is not to be repeated unasked; nothing else clears
+    it (I15). Takeovers are counted anew.
     """
     meta = state.meta
     if meta is None:
-        return InterruptReply("NOT_FOUND"), ()
-    if meta.status != "running":
-        return InterruptReply("CLOSED"), ()
-    if meta.position == meta.done:
-        return InterruptReply("IDLE"), ()
-    if turn and wire.turn_position(turn) <= meta.done:
-        return InterruptReply("STALE"), ()
-    if meta.position - meta.cursor >= MAX_UNREAD:
-        return InterruptReply("FULL"), ()
-    position = meta.position + 1
-    entry = InboxEntry(position, f"interrupt.{position}", "interrupt", "", now, wire.json_text(turn))
-    return InterruptReply("OK", position, meta.owner, meta.epoch), (
-        SetMeta(replace(meta, position=position, updated=now)),
-        AddInbox(entry),
-        Publish(wire.publish_inbox(entry)),
-    )
-
-
-def resume(state: Conversation, now: int) -> tuple[ResumeOutcome, Effects]:
-    """RESUME: what a user asks for after a stop; nothing else clears it (I15)."""
-    meta = state.meta
-    if meta is None:
         return "NOT_FOUND", ()
-    if meta.status == "stopped":
-        return "OK", (SetMeta(replace(meta, status="running", updated=now)),)
-    return ("RUNNING" if meta.status == "running" else "BUSY"), ()
+    if meta.status in ("running", "stopping"):
+        return ("RUNNING" if meta.status == "running" else "BUSY"), ()
+    meta = replace(meta, status="running", strikes=0, updated=now)
+    return "OK", (SetMeta(meta), Publish(wire.publish_status(meta.epoch, "hibernated")))
 
 
 def set_metadata(state: Conversation, metadata: str, now: int) -> tuple[Meta | None, Effects]:

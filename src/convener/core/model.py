@@ -9,9 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Status = Literal["running", "stopping", "stopped"]
-EntryKind = Literal["message", "stop", "interrupt"]
+Status = Literal["running", "stopping", "stopped", "failed", "held"]
+"""`failed`: given up after too many takeovers of one turn; `held`: a turn waits for somebody to say `resume`."""
+
+Closing = Literal["", "stopped", "failed", "held"]
+EntryKind = Literal["message", "interrupting", "alarm", "answer", "stop", "interrupt"]
 ClaimReason = Literal["start", "wake", "takeover", "handoff", "restart"]
+
+MESSAGES: Final = frozenset({"message", "interrupting", "alarm"})
+"""Kinds of inbox entries that a turn answers; an interrupting one ends the turns before it."""
+
+REMEMBERED: Final = MESSAGES | {"answer"}
+"""Kinds of inbox entries whose ids are remembered in `seen`."""
 
 SEEN_WINDOW: Final = 256
 """How many of the latest message ids are remembered at least (I8); unanswered ones always are."""
@@ -21,6 +30,9 @@ PUBLISH_LIMIT: Final = 8192
 
 MAX_UNREAD: Final = 1000
 """Unread inbox entries beyond which an intent is refused: intents are exempt from the limit on messages."""
+
+MAX_ALARMS: Final = 1000
+"""Alarms of one conversation that may be set at a time."""
 
 STRIKES: Final = 3
 STRIKE_WINDOW_MS: Final = 600_000
@@ -41,6 +53,8 @@ class Meta:
         base: the seq before the first entry that a new owner must read.
         nonce: the owner's slot nonce.
         strikes: takeovers of the turn at position `struck` since `strike_at`.
+        halted: turns up to this position are to be interrupted, if they have not ended.
+        asks: how many questions of the open turn wait for an answer.
     """
 
     user: str
@@ -61,6 +75,8 @@ class Meta:
     strikes: int = 0
     struck: int = 0
     strike_at: int = 0
+    halted: int = 0
+    asks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,9 @@ class Conversation:
         inbox: unread entries by position.
         seen: position under which the message id in question was accepted; None if it is not remembered.
         last: highest position that the inbox and the remembered ids know of; only read if the head is gone.
+        asks: ids of the open questions.
+        alarms: how many alarms are set.
+        alarm: data (JSON text) of the alarm in question, None if it is not set.
     """
 
     meta: Meta | None = None
@@ -100,6 +119,9 @@ class Conversation:
     inbox: tuple[InboxEntry, ...] = ()
     seen: int | None = None
     last: int = 0
+    asks: frozenset[str] = frozenset()
+    alarms: int = 0
+    alarm: str | None = None
 
 
 # -- effects
@@ -122,7 +144,7 @@ class AddLog:
 
 @dataclass(frozen=True, slots=True)
 class AddInbox:
-    """Append to the inbox; the id of a message (not of an intent) is remembered in `seen`."""
+    """Append to the inbox; an id of a `REMEMBERED` kind is remembered in `seen`."""
 
     entry: InboxEntry
 
@@ -157,6 +179,47 @@ class SetState:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenAsks:
+    """Enter questions as open: id and what the node that takes the answer must know (JSON text)."""
+
+    asks: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseAsks:
+    """Close one question, or all without an id."""
+
+    ask_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AddPieces:
+    """Add pieces of the answer that is being written (JSON texts)."""
+
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClearPieces:
+    """Remove all pieces."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddAlarm:
+    """Set an alarm; `data` is JSON text."""
+
+    alarm_id: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropAlarm:
+    """Remove an alarm."""
+
+    alarm_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Erase:
     """Remove every key of the conversation."""
 
@@ -168,7 +231,23 @@ class Publish:
     message: str
 
 
-Effect = SetMeta | AddLog | AddInbox | DropInbox | TrimInbox | TrimSeen | SetState | Erase | Publish
+Effect = (
+    SetMeta
+    | AddLog
+    | AddInbox
+    | DropInbox
+    | TrimInbox
+    | TrimSeen
+    | SetState
+    | OpenAsks
+    | CloseAsks
+    | AddPieces
+    | ClearPieces
+    | AddAlarm
+    | DropAlarm
+    | Erase
+    | Publish
+)
 
 
 # -- requests
@@ -177,11 +256,12 @@ Effect = SetMeta | AddLog | AddInbox | DropInbox | TrimInbox | TrimSeen | SetSta
 
 @dataclass(frozen=True, slots=True)
 class NewMessage:
-    """A message on its way into an inbox. `data` is JSON text."""
+    """An entry on its way into an inbox. `data` is JSON text."""
 
     message_id: str
     user: str
     data: str
+    kind: EntryKind = "message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +293,11 @@ class AppendRequest:
         cursor, done, base: new values; they never go back.
         events: JSON texts of log entries, numbered from ``expected + 1``.
         state: the agent's durable state, None to leave it.
-        stopped: this batch ends the conversation: the owner is cleared, the status becomes `stopped`.
+        closing: the status that this batch leaves the conversation in, without an owner; "" to go on.
+        halted: new value; it never goes back.
+        asks: questions that this batch opens: id, and what a node must know to take the answer (JSON text).
+        ends_turn: every open question is closed, and what was streamed is void: the turn is over.
+        begins_turn: what was streamed is void: a new attempt begins.
     """
 
     owner: str
@@ -225,19 +309,25 @@ class AppendRequest:
     base: int
     events: tuple[str, ...]
     state: bytes | None = None
-    stopped: bool = False
+    closing: Closing = ""
+    halted: int = 0
+    asks: tuple[tuple[str, str], ...] = ()
+    ends_turn: bool = False
+    begins_turn: bool = False
 
 
 # -- replies
 # ---------------------------------------------------------------------------------------------------
 
-SendOutcome = Literal["OK", "DUP", "NOT_FOUND", "CLOSED", "FULL", "BUSY"]
+SendOutcome = Literal["OK", "DUP", "NOT_FOUND", "CLOSED", "FAILED", "HELD", "FULL", "BUSY", "ASK_CLOSED"]
+AlarmOutcome = Literal["OK", "DUP", "NOT_FOUND", "CLOSED", "FULL"]
+PieceOutcome = Literal["OK", "FENCED", "STALE"]
 ClaimOutcome = Literal["OK", "CONFLICT", "CLOSED", "NOT_FOUND"]
 ResolveOutcome = Literal["OWNED", "CANCELLED", "MOVED", "NOT_FOUND"]
 AppendOutcome = Literal["OK", "GAP", "FENCED", "PENDING"]
 ReleaseOutcome = Literal["OK", "PENDING", "FENCED"]
 DisownOutcome = Literal["OK", "PENDING", "CONFLICT", "NOT_FOUND"]
-InterruptOutcome = Literal["OK", "IDLE", "STALE", "FULL", "CLOSED", "NOT_FOUND"]
+InterruptOutcome = Literal["OK", "IDLE", "STALE", "FULL", "CLOSED", "FAILED", "HELD", "NOT_FOUND"]
 StopOutcome = Literal["STOPPED", "STOPPING", "ALREADY", "NOT_FOUND"]
 ResumeOutcome = Literal["OK", "RUNNING", "BUSY", "NOT_FOUND"]
 EraseOutcome = Literal["OK", "REFUSED"]
@@ -246,7 +336,7 @@ UnsendOutcome = Literal["OK", "REFUSED"]
 
 @dataclass(frozen=True, slots=True)
 class SendReply:
-    """Outcome of SEND; `position`, `owner` and `epoch` mean something for OK and DUP."""
+    """Outcome of SEND, ANSWER and FIRE; `position`, `owner` and `epoch` mean something for OK and DUP."""
 
     outcome: SendOutcome
     position: int = 0

@@ -5,9 +5,10 @@ so the Lua scripts may write them without escaping; free text goes through the J
 
 Publications on ``{NS:c:C}``::
 
-    {"t":"in","pos":7,"id":"m1","kind":"message","user":"u","ts":1,"data":…}  an inbox entry; no `data` if
-    large {"t":"log","epoch":E,"seq":F,"events":[…]}                                entries from seq F; "n" if
-    large {"t":"status","epoch":E,"status":"hibernated"}                            what is not in the log
+    {"t":"in","pos":7,"id":"m1","kind":"message","user":"u","ts":1,"data":…}  an inbox entry; no `data` if large
+    {"t":"log","epoch":E,"seq":F,"events":[…]}                                entries from seq F; "n" if large
+    {"t":"piece","epoch":E,"pieces":[…]}              pieces of the answer that is being written; "n" if large
+    {"t":"status","epoch":E,"status":"hibernated"}                            what is not in the log
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ def event(kind: str, turn: str, ts: int, data: str) -> str:
 
 
 def input_event(entry: InboxEntry) -> str:
-    """The log event of a message that was taken in."""
-    data = f'{{"message_id":"{entry.message_id}","user_id":"{entry.user}","data":{entry.data}}}'
+    """The log event of a message that was taken in. One that an alarm has sent says so."""
+    alarm = ',"alarm":true' if entry.kind == "alarm" else ""
+    data = f'{{"message_id":"{entry.message_id}","user_id":"{entry.user}","data":{entry.data}{alarm}}}'
     return event("input", turn_id(entry.position), entry.ts, data)
 
 
@@ -81,6 +83,14 @@ def publish_log(epoch: int, first: int, events: Sequence[str]) -> str:
     if sum(len(e.encode()) for e in events) > PUBLISH_LIMIT:
         return f'{head},"n":{len(events)}}}'
     return f'{head},"events":[{",".join(events)}]}}'
+
+
+def publish_pieces(epoch: int, pieces: Sequence[str]) -> str:
+    """The publication of pieces of the answer that is being written."""
+    head = f'{{"t":"piece","epoch":{epoch}'
+    if sum(len(p.encode()) for p in pieces) > PUBLISH_LIMIT:
+        return f'{head},"n":{len(pieces)}}}'
+    return f'{head},"pieces":[{",".join(pieces)}]}}'
 
 
 def publish_status(epoch: int, status: str) -> str:

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from convener.core.model import AppendReply, AppendRequest, LogEntry
+from convener.core.model import AppendReply, AppendRequest, Closing, LogEntry
 from convener.errors import OwnershipLost, StaleEpoch, StoreUnavailable
 from convener.manager.context import NodeContext
 
@@ -45,7 +45,11 @@ class Update:
     done: int = 0
     base: int = 0
     state: bytes | None = None
-    stopped: bool = False
+    closing: Closing = ""
+    halted: int = 0
+    asks: tuple[tuple[str, str], ...] = ()
+    ends_turn: bool = False
+    begins_turn: bool = False
     tickets: list[Ticket] = field(default_factory=list[Ticket])
 
     def size(self) -> int:
@@ -54,7 +58,7 @@ class Update:
 
     def takes(self, other: Update) -> bool:
         """Whether `other` may be written in the same batch."""
-        if self.stopped or len(self.events) + len(other.events) > BATCH_EVENTS:
+        if self.closing or len(self.events) + len(other.events) > BATCH_EVENTS:
             return False
         return self.size() + other.size() <= BATCH_BYTES
 
@@ -64,7 +68,12 @@ class Update:
         self.cursor, self.done = max(self.cursor, other.cursor), max(self.done, other.done)
         self.base = max(self.base, other.base)
         self.state = self.state if other.state is None else other.state
-        self.stopped = other.stopped
+        self.closing = other.closing
+        self.halted = max(self.halted, other.halted)
+        # What the store does first in a batch is to close the questions of the turn that ends in it.
+        self.asks = other.asks if other.ends_turn else self.asks + other.asks
+        self.ends_turn |= other.ends_turn
+        self.begins_turn |= other.begins_turn
         self.tickets += other.tickets
 
 
@@ -155,7 +164,11 @@ class Appender:
                 base=update.base,
                 events=tuple(update.events),
                 state=update.state,
-                stopped=update.stopped,
+                closing=update.closing,
+                halted=update.halted,
+                asks=update.asks,
+                ends_turn=update.ends_turn,
+                begins_turn=update.begins_turn,
             )
             batch = Batch(request, update.tickets)
             self.sent_seq = batch.end

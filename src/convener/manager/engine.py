@@ -19,6 +19,8 @@ from convener.core.model import ClaimReason, Created, Meta, NewMessage, SendRepl
 from convener.errors import (
     ConvenerError,
     ConversationBusy,
+    ConversationFailed,
+    ConversationHeld,
     ConversationStopped,
     InboxFull,
     LimitExceeded,
@@ -51,6 +53,15 @@ INTERRUPT_S: Final = 2.0
 REASON_BYTES: Final = 4096
 OWED_S: Final = 0.5
 RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped"}
+
+
+def closed(cid: str, outcome: str) -> ConversationStopped:
+    """Why nothing is accepted by a conversation: outcome CLOSED, FAILED or HELD."""
+    if outcome == "FAILED":
+        return ConversationFailed(f"conversation {cid} was given up after too many crashes; resume it first")
+    if outcome == "HELD":
+        return ConversationHeld(f"a turn of conversation {cid} was cut off and waits; resume it first")
+    return ConversationStopped(f"conversation {cid} was stopped; resume it first")
 
 
 class Engine:
@@ -234,8 +245,8 @@ class Engine:
             raise
         if reply.outcome == "NOT_FOUND":
             raise NotFound(f"no conversation {cid}")
-        if reply.outcome == "CLOSED":
-            raise ConversationStopped(f"conversation {cid} was stopped; resume it first")
+        if reply.outcome in ("CLOSED", "FAILED", "HELD"):
+            raise closed(cid, reply.outcome)
         if reply.outcome == "FULL":
             raise InboxFull(f"{options.max_pending_messages} messages wait for an answer", retry_after=1.0)
         if reply.outcome == "BUSY":
@@ -343,8 +354,8 @@ class Engine:
             match reply.outcome:
                 case "NOT_FOUND":
                     raise NotFound(f"no conversation {cid}")
-                case "CLOSED":
-                    raise ConversationStopped(f"conversation {cid} was stopped")
+                case "CLOSED" | "FAILED" | "HELD":
+                    raise closed(cid, reply.outcome)
                 case "FULL":
                     raise InboxFull("too many requests wait for the conversation's owner", retry_after=1.0)
                 case "IDLE":

@@ -302,7 +302,7 @@ class Runner:
     async def _obey_stop(self, position: int, reason: str) -> None:
         """Close the log: the running turn is interrupted, what is queued is given up, all in one append."""
         current = await self._turns.cancel()
-        update = Update([], stopped=True, cursor=position, done=position)
+        update = Update([], closing="stopped", ends_turn=True, cursor=position, done=position)
         if current is not None:
             self._turns.interrupted(update, current, reason)
         update.done = position

@@ -142,6 +142,7 @@ class Turns:
                 pending.attempts += 1
                 data = to_json({"attempt": pending.attempts, "reason": pending.reason}, END_BYTES, "the start")
                 update.events.append(wire.event("turn_started", pending.turn, wall_ms(), data))
+                update.begins_turn = True
                 return pending
             message = "the turn was given up: three nodes in a row went down while it ran"
             self._end(update, pending, "turn_failed", {"message": message, "code": "too_many_takeovers"})
@@ -218,6 +219,7 @@ class Turns:
         position = pending.message.position
         text = to_json({**data, "settles": [position]}, END_BYTES, "the end")
         update.events.append(wire.event(kind, pending.turn, wall_ms(), text))
+        update.ends_turn = True
         if self._pending and self._pending[0] is pending:
             self._pending.popleft()
         # Intents between the messages are done with them.

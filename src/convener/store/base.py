@@ -23,6 +23,7 @@ from convener.core.cursor import Cursor
 from convener.core.directory import Record
 from convener.core.membership import BuryOutcome, Member, Membership, RenewReply
 from convener.core.model import (
+    AlarmOutcome,
     AppendReply,
     AppendRequest,
     ClaimReply,
@@ -35,6 +36,7 @@ from convener.core.model import (
     Meta,
     NewMessage,
     Page,
+    PieceOutcome,
     ReleaseOutcome,
     ResolveReply,
     ResumeOutcome,
@@ -45,7 +47,7 @@ from convener.core.model import (
 
 
 class ConversationStore(Protocol):
-    """One conversation: head, log, inbox, state. Every step is `convener.core.conversation`'s of the same name."""
+    """One conversation. Every step is the one of the same name in `convener.core.conversation` or `.intents`."""
 
     async def create(self, cid: str, user: str, metadata: str, generation: str) -> Created: ...
 
@@ -68,6 +70,8 @@ class ConversationStore(Protocol):
     async def stop(self, cid: str, me: str, reason: str, buried: str) -> StopReply: ...
 
     async def interrupt(self, cid: str, turn: str) -> InterruptReply: ...
+
+    async def answer(self, cid: str, ask_id: str, message: NewMessage) -> SendReply: ...
 
     async def resume(self, cid: str) -> ResumeOutcome: ...
 
@@ -105,6 +109,48 @@ class ConversationStore(Protocol):
 
     async def state(self, cid: str) -> bytes | None:
         """The agent's durable state."""
+        ...
+
+    async def asks(self, cid: str) -> Mapping[str, str]:
+        """The open questions: id → what their `OpenAsks` said (JSON text)."""
+        ...
+
+    async def add_pieces(self, cid: str, owner: str, epoch: int, position: int, pieces: Sequence[str]) -> PieceOutcome:
+        """PIECES (`convener.core.intents.pieces`). Pieces need not outlive the process of a local store."""
+        ...
+
+    async def pieces(self, cid: str) -> Sequence[str]:
+        """Pieces of the answer that is being written, in the order in which they were added."""
+        ...
+
+    async def set_alarm(self, cid: str, alarm_id: str, data: str) -> AlarmOutcome: ...
+
+    async def fire(self, cid: str, alarm_id: str, *, max_pending: int) -> SendReply: ...
+
+    async def alarms(self, cid: str) -> Mapping[str, str]:
+        """The alarms that are set: id → data (JSON text)."""
+        ...
+
+    async def drop_alarm(self, cid: str, alarm_id: str) -> bool:
+        """Remove an alarm. False if it is not set."""
+        ...
+
+
+class TimerStore(Protocol):
+    """What is to happen when, over all conversations, in `TIMER_SHARDS` parts (`timer_shard`).
+
+    An entry is entered after what it stands for (an alarm, a question with a deadline), and removed when that has
+    happened: early removal would lose it, a leftover does no harm.
+    """
+
+    async def set_timer(self, cid: str, timer_id: str, due: int) -> None:
+        """Enter, or move. `due` is in ms since 1970."""
+        ...
+
+    async def clear_timer(self, cid: str, timer_id: str) -> bool: ...
+
+    async def due_timers(self, shard: int, limit: int) -> Sequence[tuple[str, str, int]]:
+        """At most `limit` of (conversation, timer, due) that are due by the store's clock, longest overdue first."""
         ...
 
 
@@ -275,7 +321,7 @@ class StoreInfo:
     eviction: str | None = None
 
 
-class Store(ConversationStore, SlotStore, MembershipStore, NodeStore, IndexStore, Bus, Protocol):
+class Store(ConversationStore, TimerStore, SlotStore, MembershipStore, NodeStore, IndexStore, Bus, Protocol):
     """Everything above behind one object."""
 
     async def open(self) -> None:

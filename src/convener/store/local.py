@@ -19,6 +19,7 @@ from convener.store.local_parts import (
     LocalMembership,
     LocalNodes,
     LocalSlots,
+    LocalTimers,
     renew,
 )
 from convener.store.localbus import LocalBus
@@ -66,7 +67,7 @@ class LocalLink:
             self._engine.drop_live(self._held.pop())
 
 
-class LocalStore(LocalConversations, LocalSlots, LocalMembership, LocalNodes, LocalIndex):
+class LocalStore(LocalConversations, LocalTimers, LocalSlots, LocalMembership, LocalNodes, LocalIndex):
     """A `Store` over an engine."""
 
     def __init__(self, engine: Engine) -> None:

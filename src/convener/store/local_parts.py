@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-from convener.core import admission, conversation, membership
+from convener.core import admission, conversation, intents, membership
 from convener.core.admission import ReserveReply, Slot, Waiting
 from convener.core.cursor import Cursor
 from convener.core.directory import Record
 from convener.core.membership import BuryOutcome, Member, Membership, RenewReply
 from convener.core.model import (
+    REMEMBERED,
+    AddAlarm,
     AddInbox,
     AddLog,
+    AddPieces,
+    AlarmOutcome,
     AppendReply,
     AppendRequest,
     ClaimReply,
     ClaimRequest,
+    ClearPieces,
+    CloseAsks,
     Conversation,
     Created,
     DisownOutcome,
+    DropAlarm,
     DropInbox,
     Effect,
     Erase,
@@ -28,7 +36,9 @@ from convener.core.model import (
     InterruptReply,
     Meta,
     NewMessage,
+    OpenAsks,
     Page,
+    PieceOutcome,
     Publish,
     ReleaseOutcome,
     ResolveReply,
@@ -59,7 +69,7 @@ def _apply(t: Tables, cid: str, result: tuple[T, tuple[Effect, ...]]) -> T:
                 t.add_log(cid, entries)
             case AddInbox(entry):
                 t.add_inbox(cid, entry)
-                if entry.kind == "message":
+                if entry.kind in REMEMBERED:
                     t.remember(cid, entry.message_id, entry.position)
             case DropInbox(position, message_id):
                 t.drop_inbox(cid, position)
@@ -70,6 +80,19 @@ def _apply(t: Tables, cid: str, result: tuple[T, tuple[Effect, ...]]) -> T:
                 t.trim_seen(cid, position)
             case SetState(state):
                 t.set_state(cid, state)
+            case OpenAsks(asks):
+                for ask_id, data in asks:
+                    t.open_ask(cid, ask_id, data)
+            case CloseAsks(ask_id):
+                t.close_asks(cid, ask_id)
+            case AddPieces(pieces):
+                t.add_pieces(cid, pieces)
+            case ClearPieces():
+                t.clear_pieces(cid)
+            case AddAlarm(alarm_id, data):
+                t.add_alarm(cid, alarm_id, data)
+            case DropAlarm(alarm_id):
+                t.drop_alarm(cid, alarm_id)
             case Erase():
                 t.erase(cid)
             case Publish(message):
@@ -87,6 +110,15 @@ def _page(t: Tables, cid: str, after: Cursor, limit: int) -> Page | None:
         resync = after.generation != meta.generation or not known
     entries = t.log(cid, 0 if resync else place.seq, max(limit, 0))
     return Page(meta.generation, t.tip(cid), entries, resync)
+
+
+def _asking(t: Tables, cid: str) -> Conversation:
+    return Conversation(t.meta(cid), asks=frozenset(t.asks(cid)))
+
+
+def _alarmed(t: Tables, cid: str, alarm_id: str) -> Conversation:
+    alarms = t.alarms(cid)
+    return Conversation(t.meta(cid), seen=t.seen(cid, alarm_id), alarms=len(alarms), alarm=alarms.get(alarm_id))
 
 
 class _Part:
@@ -146,7 +178,7 @@ class LocalConversations(_Part):
 
     async def append(self, cid: str, request: AppendRequest) -> AppendReply:
         def step(t: Tables) -> AppendReply:
-            return _apply(t, cid, conversation.append(Conversation(t.meta(cid)), request, t.now))
+            return _apply(t, cid, conversation.append(_asking(t, cid), request, t.now))
 
         return await self.run(step)
 
@@ -171,7 +203,33 @@ class LocalConversations(_Part):
 
     async def interrupt(self, cid: str, turn: str) -> InterruptReply:
         def step(t: Tables) -> InterruptReply:
-            return _apply(t, cid, conversation.interrupt(Conversation(t.meta(cid)), turn, t.now))
+            return _apply(t, cid, intents.interrupt(Conversation(t.meta(cid)), turn, t.now))
+
+        return await self.run(step)
+
+    async def answer(self, cid: str, ask_id: str, message: NewMessage) -> SendReply:
+        def step(t: Tables) -> SendReply:
+            state = replace(_asking(t, cid), seen=t.seen(cid, message.message_id))
+            return _apply(t, cid, intents.answer(state, ask_id, message, t.now))
+
+        return await self.run(step)
+
+    async def add_pieces(self, cid: str, owner: str, epoch: int, position: int, pieces: Sequence[str]) -> PieceOutcome:
+        def step(t: Tables) -> PieceOutcome:
+            state = Conversation(t.meta(cid))
+            return _apply(t, cid, intents.pieces(state, owner, epoch, position, tuple(pieces)))
+
+        return await self.run(step)
+
+    async def set_alarm(self, cid: str, alarm_id: str, data: str) -> AlarmOutcome:
+        def step(t: Tables) -> AlarmOutcome:
+            return _apply(t, cid, intents.set_alarm(_alarmed(t, cid, alarm_id), alarm_id, data))
+
+        return await self.run(step)
+
+    async def fire(self, cid: str, alarm_id: str, *, max_pending: int) -> SendReply:
+        def step(t: Tables) -> SendReply:
+            return _apply(t, cid, intents.fire(_alarmed(t, cid, alarm_id), alarm_id, max_pending, t.now))
 
         return await self.run(step)
 
@@ -217,6 +275,31 @@ class LocalConversations(_Part):
 
     async def state(self, cid: str) -> bytes | None:
         return await self.run(lambda t: t.state(cid))
+
+    async def asks(self, cid: str) -> Mapping[str, str]:
+        return await self.run(lambda t: t.asks(cid))
+
+    async def pieces(self, cid: str) -> Sequence[str]:
+        return await self.run(lambda t: t.pieces(cid))
+
+    async def alarms(self, cid: str) -> Mapping[str, str]:
+        return await self.run(lambda t: t.alarms(cid))
+
+    async def drop_alarm(self, cid: str, alarm_id: str) -> bool:
+        return await self.run(lambda t: t.drop_alarm(cid, alarm_id))
+
+
+class LocalTimers(_Part):
+    """`TimerStore`."""
+
+    async def set_timer(self, cid: str, timer_id: str, due: int) -> None:
+        await self.run(lambda t: t.set_timer(cid, timer_id, due))
+
+    async def clear_timer(self, cid: str, timer_id: str) -> bool:
+        return await self.run(lambda t: t.clear_timer(cid, timer_id))
+
+    async def due_timers(self, shard: int, limit: int) -> Sequence[tuple[str, str, int]]:
+        return await self.run(lambda t: t.due_timers(shard, t.now, limit))
 
 
 class LocalSlots(_Part):

@@ -19,7 +19,7 @@ from convener.errors import StoreUnavailable
 from convener.store.clock import WallClock
 from convener.store.local import LocalStore
 from convener.store.localbus import Exchange, LocalBus
-from convener.store.tables import Step, T, shard_of
+from convener.store.tables import Step, T, shard_of, timer_shard
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -33,6 +33,9 @@ class _Conversation:
     inbox: list[InboxEntry] = field(default_factory=list[InboxEntry])
     seen: dict[str, int] = field(default_factory=dict[str, int])
     state: bytes | None = None
+    asks: dict[str, str] = field(default_factory=dict[str, str])
+    pieces: list[str] = field(default_factory=list[str])
+    alarms: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(slots=True)
@@ -135,8 +138,63 @@ class _ConversationTables:
     def set_state(self, cid: str, state: bytes) -> None:
         self._conversations[cid].state = state
 
+    def asks(self, cid: str) -> Mapping[str, str]:
+        held = self._conversations.get(cid)
+        return {} if held is None else dict(held.asks)
+
+    def open_ask(self, cid: str, ask_id: str, data: str) -> None:
+        self._conversations[cid].asks[ask_id] = data
+
+    def close_asks(self, cid: str, ask_id: str) -> None:
+        asks = self._conversations[cid].asks
+        if ask_id:
+            asks.pop(ask_id, None)
+        else:
+            asks.clear()
+
+    def pieces(self, cid: str) -> tuple[str, ...]:
+        held = self._conversations.get(cid)
+        return () if held is None else tuple(held.pieces)
+
+    def add_pieces(self, cid: str, pieces: Sequence[str]) -> None:
+        self._conversations[cid].pieces.extend(pieces)
+
+    def clear_pieces(self, cid: str) -> None:
+        self._conversations[cid].pieces.clear()
+
+    def alarms(self, cid: str) -> Mapping[str, str]:
+        held = self._conversations.get(cid)
+        return {} if held is None else dict(held.alarms)
+
+    def add_alarm(self, cid: str, alarm_id: str, data: str) -> None:
+        self._conversations[cid].alarms[alarm_id] = data
+
+    def drop_alarm(self, cid: str, alarm_id: str) -> bool:
+        held = self._conversations.get(cid)
+        return held is not None and held.alarms.pop(alarm_id, None) is not None
+
     def erase(self, cid: str) -> None:
         self._conversations.pop(cid, None)
+
+
+class _TimerTables:
+    def __init__(self) -> None:
+        self._timers: dict[int, dict[tuple[str, str], int]] = {}
+
+    def set_timer(self, cid: str, timer_id: str, due: int) -> None:
+        self._timers.setdefault(timer_shard(cid), {})[cid, timer_id] = due
+
+    def clear_timer(self, cid: str, timer_id: str) -> bool:
+        shard = self._timers.get(timer_shard(cid), {})
+        cleared = shard.pop((cid, timer_id), None) is not None
+        if cleared and not shard:
+            del self._timers[timer_shard(cid)]
+        return cleared
+
+    def due_timers(self, shard: int, until: int, limit: int) -> Sequence[tuple[str, str, int]]:
+        held = self._timers.get(shard, {})
+        due = [(cid, timer_id, at) for (cid, timer_id), at in held.items() if at <= until]
+        return sorted(due, key=lambda timer: timer[2])[: max(limit, 0)]
 
 
 class _UserTables:
@@ -281,11 +339,12 @@ class _IndexTables:
         return held[start : start + max(limit, 0)]
 
 
-class MemoryTables(_ConversationTables, _UserTables, _NodeTables, _IndexTables):
+class MemoryTables(_ConversationTables, _TimerTables, _UserTables, _NodeTables, _IndexTables):
     """`Tables` in dictionaries. A step cannot fail half-way, so there is nothing to roll back."""
 
     def __init__(self) -> None:
         _ConversationTables.__init__(self)
+        _TimerTables.__init__(self)
         _UserTables.__init__(self)
         _NodeTables.__init__(self)
         _IndexTables.__init__(self)
@@ -299,12 +358,14 @@ class MemoryTables(_ConversationTables, _UserTables, _NodeTables, _IndexTables):
         names: set[str] = set()
         for cid, c in self._conversations.items():
             parts = {"meta": True, "log": c.log, "in": c.inbox, "seen": c.seen, "state": c.state is not None}
+            parts |= {"asks": c.asks, "tail": c.pieces, "alarms": c.alarms}
             names |= {f"c:{cid}:{part}" for part, held in parts.items() if held}
         for user, u in self._users.items():
             names |= {f"u:{user}:slots"} if u.slots else set()
             names |= {f"u:{user}:wait"} if u.waiting else set()
         names |= {f"u:{user}:conversations" for user in self._lists}
         names |= {f"i:{number}" for number in self._shards}
+        names |= {f"t:{number}:due" for number in self._timers}
         names |= {f"n:{incarnation}:conversations" for incarnation in self._nodes}
         return names | membership_keys(self._membership)
 

@@ -127,6 +127,10 @@ def _connect(file: Path, synchronous: Synchronous) -> sqlite3.Connection:
             raise ConfigurationError(
                 f"{file} was written by a newer version (schema {version}; this one knows {SCHEMA_VERSION})"
             )
+        if tables and version < SCHEMA_VERSION:
+            raise ConfigurationError(
+                f"{file} was written by a version before the first release (schema {version}); start with a new folder"
+            )
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {synchronous}")
         if not tables:

@@ -16,9 +16,9 @@ from convener.core.directory import Record
 from convener.core.membership import Member, Membership
 from convener.core.model import InboxEntry, LogEntry, Meta
 from convener.store.memory import membership_keys
-from convener.store.tables import shard_of
+from convener.store.tables import shard_of, timer_shard
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _HEAD: Final = ", ".join(field.name for field in fields(Meta))
 _RECORD: Final = "conversation_id, user, status, epoch, nonce, since, version"
@@ -33,6 +33,11 @@ CREATE TABLE inbox (cid TEXT, position INTEGER, message_id TEXT NOT NULL, kind T
 CREATE TABLE seen (cid TEXT, message_id TEXT, position INTEGER NOT NULL, PRIMARY KEY (cid, message_id))
     WITHOUT ROWID;
 CREATE INDEX seen_by_position ON seen (cid, position);
+CREATE TABLE asks (cid TEXT, ask_id TEXT, data TEXT NOT NULL, PRIMARY KEY (cid, ask_id)) WITHOUT ROWID;
+CREATE TABLE alarms (cid TEXT, alarm_id TEXT, data TEXT NOT NULL, PRIMARY KEY (cid, alarm_id)) WITHOUT ROWID;
+CREATE TABLE timers (cid TEXT, timer_id TEXT, shard INTEGER NOT NULL, due INTEGER NOT NULL,
+    PRIMARY KEY (cid, timer_id)) WITHOUT ROWID;
+CREATE INDEX timers_by_due ON timers (shard, due);
 CREATE TABLE slots (user TEXT, cid TEXT, nonce TEXT NOT NULL, incarnation TEXT NOT NULL,
     PRIMARY KEY (user, cid)) WITHOUT ROWID;
 CREATE TABLE waiting (place INTEGER PRIMARY KEY, user TEXT NOT NULL, cid TEXT NOT NULL,
@@ -63,6 +68,8 @@ class _Base:
 
 
 class _ConversationTables(_Base):
+    _pieces: dict[str, list[str]]
+
     def meta(self, cid: str) -> Meta | None:
         row = self.db.execute(f"SELECT {_HEAD} FROM head WHERE cid = ?", (cid,)).fetchone()
         return None if row is None else Meta(*row)
@@ -126,9 +133,53 @@ class _ConversationTables(_Base):
     def set_state(self, cid: str, state: bytes) -> None:
         self.db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (cid, state))
 
+    def asks(self, cid: str) -> Mapping[str, str]:
+        return dict(self.db.execute("SELECT ask_id, data FROM asks WHERE cid = ?", (cid,)))
+
+    def open_ask(self, cid: str, ask_id: str, data: str) -> None:
+        self.db.execute("INSERT OR REPLACE INTO asks VALUES (?, ?, ?)", (cid, ask_id, data))
+
+    def close_asks(self, cid: str, ask_id: str) -> None:
+        self.db.execute("DELETE FROM asks WHERE cid = ?1 AND (?2 = '' OR ask_id = ?2)", (cid, ask_id))
+
+    def pieces(self, cid: str) -> tuple[str, ...]:
+        return tuple(self._pieces.get(cid, ()))
+
+    def add_pieces(self, cid: str, pieces: Sequence[str]) -> None:
+        # In memory: an attempt that dies with the process leaves nothing to go on with.
+        self._pieces.setdefault(cid, []).extend(pieces)
+
+    def clear_pieces(self, cid: str) -> None:
+        self._pieces.pop(cid, None)
+
+    def alarms(self, cid: str) -> Mapping[str, str]:
+        return dict(self.db.execute("SELECT alarm_id, data FROM alarms WHERE cid = ?", (cid,)))
+
+    def add_alarm(self, cid: str, alarm_id: str, data: str) -> None:
+        self.db.execute("INSERT OR REPLACE INTO alarms VALUES (?, ?, ?)", (cid, alarm_id, data))
+
+    def drop_alarm(self, cid: str, alarm_id: str) -> bool:
+        query = "DELETE FROM alarms WHERE cid = ? AND alarm_id = ?"
+        return self.db.execute(query, (cid, alarm_id)).rowcount > 0
+
     def erase(self, cid: str) -> None:
-        for table in ("head", "state", "log", "inbox", "seen"):
+        self._pieces.pop(cid, None)
+        for table in ("head", "state", "log", "inbox", "seen", "asks", "alarms"):
             self.db.execute(f"DELETE FROM {table} WHERE cid = ?", (cid,))
+
+
+class _TimerTables(_Base):
+    def set_timer(self, cid: str, timer_id: str, due: int) -> None:
+        row = (cid, timer_id, timer_shard(cid), due)
+        self.db.execute("INSERT OR REPLACE INTO timers VALUES (?, ?, ?, ?)", row)
+
+    def clear_timer(self, cid: str, timer_id: str) -> bool:
+        query = "DELETE FROM timers WHERE cid = ? AND timer_id = ?"
+        return self.db.execute(query, (cid, timer_id)).rowcount > 0
+
+    def due_timers(self, shard: int, until: int, limit: int) -> Sequence[tuple[str, str, int]]:
+        query = "SELECT cid, timer_id, due FROM timers WHERE shard = ? AND due <= ? ORDER BY due LIMIT ?"
+        return list(self.db.execute(query, (shard, until, max(limit, 0))))
 
 
 class _UserTables(_Base):
@@ -259,7 +310,7 @@ class _IndexTables(_Base):
         return [row[0] for row in self.db.execute(query, (shard, after, max(limit, 0)))]
 
 
-class SQLiteTables(_ConversationTables, _UserTables, _NodeTables, _IndexTables):
+class SQLiteTables(_ConversationTables, _TimerTables, _UserTables, _NodeTables, _IndexTables):
     """`Tables` over one connection; used by one thread.
 
     Args:
@@ -268,6 +319,7 @@ class SQLiteTables(_ConversationTables, _UserTables, _NodeTables, _IndexTables):
 
     def __init__(self, connection: sqlite3.Connection, live: Mapping[str, int]) -> None:
         _NodeTables.__init__(self, connection, live)
+        self._pieces = {}
         self.now = 0
         self._kept = self._membership
         self._said: list[tuple[str, str]] = []
@@ -293,6 +345,9 @@ class SQLiteTables(_ConversationTables, _UserTables, _NodeTables, _IndexTables):
             "c:{}:in": "SELECT cid FROM inbox",
             "c:{}:seen": "SELECT cid FROM seen",
             "c:{}:state": "SELECT cid FROM state",
+            "c:{}:asks": "SELECT cid FROM asks",
+            "c:{}:alarms": "SELECT cid FROM alarms",
+            "t:{}:due": "SELECT shard FROM timers",
             "u:{}:slots": "SELECT user FROM slots",
             "u:{}:wait": "SELECT user FROM waiting",
             "u:{}:conversations": "SELECT user FROM lists",
@@ -301,4 +356,5 @@ class SQLiteTables(_ConversationTables, _UserTables, _NodeTables, _IndexTables):
             " UNION SELECT incarnation FROM connections",
         }
         names = {name.format(row[0]) for name, query in queries.items() for row in self.db.execute(query)}
+        names |= {f"c:{cid}:tail" for cid in self._pieces}
         return names | membership_keys(self._membership)

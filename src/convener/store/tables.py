@@ -27,6 +27,15 @@ def shard_of(cid: str) -> int:
     return zlib.crc32(cid.encode()) % SHARDS
 
 
+TIMER_SHARDS: Final = 16
+"""Parts of the list of what is to happen when; each is polled by one node."""
+
+
+def timer_shard(cid: str) -> int:
+    """The part of that list that holds what is to happen to `cid`."""
+    return zlib.crc32(cid.encode()) % TIMER_SHARDS
+
+
 def channel_name(kind: str, ident: str = "") -> str:
     """Name of a channel on a local bus."""
     return f"{kind}:{ident}" if ident else kind
@@ -80,6 +89,26 @@ class ConversationTables(Protocol):
     def state(self, cid: str) -> bytes | None: ...
 
     def set_state(self, cid: str, state: bytes) -> None: ...
+
+    def asks(self, cid: str) -> Mapping[str, str]: ...
+
+    def open_ask(self, cid: str, ask_id: str, data: str) -> None: ...
+
+    def close_asks(self, cid: str, ask_id: str) -> None:
+        """Close one question, or all without an id."""
+        ...
+
+    def pieces(self, cid: str) -> tuple[str, ...]: ...
+
+    def add_pieces(self, cid: str, pieces: Sequence[str]) -> None: ...
+
+    def clear_pieces(self, cid: str) -> None: ...
+
+    def alarms(self, cid: str) -> Mapping[str, str]: ...
+
+    def add_alarm(self, cid: str, alarm_id: str, data: str) -> None: ...
+
+    def drop_alarm(self, cid: str, alarm_id: str) -> bool: ...
 
     def erase(self, cid: str) -> None:
         """Remove everything of the conversation; nothing if there is none."""
@@ -156,7 +185,17 @@ class IndexTables(Protocol):
     def list_all(self, shard: int, after: str, limit: int) -> Sequence[str]: ...
 
 
-class Tables(ConversationTables, UserTables, NodeTables, IndexTables, Protocol):
+class TimerTables(Protocol):
+    """What is to happen when."""
+
+    def set_timer(self, cid: str, timer_id: str, due: int) -> None: ...
+
+    def clear_timer(self, cid: str, timer_id: str) -> bool: ...
+
+    def due_timers(self, shard: int, until: int, limit: int) -> Sequence[tuple[str, str, int]]: ...
+
+
+class Tables(ConversationTables, TimerTables, UserTables, NodeTables, IndexTables, Protocol):
     """Everything a step may touch."""
 
     now: int

@@ -221,7 +221,7 @@ class Pair:
             op.done,
             tuple(f'{{"kind":"{kinds[i]}","data":{TEXTS[(op.text + i) % 4]}}}' for i in range(op.events)),
             TEXTS[op.text].encode() + b"\0\xff" if op.flag else None,
-            op.stopped,
+            "stopped" if op.stopped else "",
         )
         reply = await self.store.append(self.cid, request)
         assert reply == self.model.apply(conversation.append(self.model.view(), request, await self.now()))

@@ -11,7 +11,7 @@ from convener.core.admission import Slot
 from convener.core.cursor import Cursor
 from convener.core.directory import Record
 from convener.core.membership import Member
-from convener.core.model import AppendReply, AppendRequest, ClaimRequest, NewMessage
+from convener.core.model import AppendReply, AppendRequest, ClaimRequest, Closing, NewMessage
 from convener.errors import StoreFull
 from convener.store.redis import RedisStore
 from tests.support.servers import FLAVOURS, Flavour, Server
@@ -48,8 +48,8 @@ async def filled(own: Server) -> AsyncIterator[tuple[RedisStore, int]]:
         own.ask("CONFIG", "SET", "maxmemory", "0")
 
 
-def _batch(epoch: int, event: str, *, done: int = 0, stopped: bool = False, cursor: int = 1) -> AppendRequest:
-    return AppendRequest("n~1", epoch, 1, "b", cursor, done, 0, (event,), b"state", stopped)
+def _batch(epoch: int, event: str, *, done: int = 0, closing: Closing = "", cursor: int = 1) -> AppendRequest:
+    return AppendRequest("n~1", epoch, 1, "b", cursor, done, 0, (event,), b"state", closing)
 
 
 async def test_new_work_is_refused_and_leaves_nothing(filled: tuple[RedisStore, int]) -> None:
@@ -90,7 +90,7 @@ async def test_a_turn_can_end(filled: tuple[RedisStore, int], kind: str) -> None
 async def test_a_conversation_can_be_stopped_and_erased(filled: tuple[RedisStore, int]) -> None:
     store, epoch = filled
     assert (await store.stop("c", "n~2", "enough", "")).outcome == "STOPPING"
-    request = _batch(epoch, '{"kind":"stopped"}', done=2, stopped=True, cursor=2)
+    request = _batch(epoch, '{"kind":"stopped"}', done=2, closing="stopped", cursor=2)
     assert await store.append("c", request) == AppendReply("OK", 2, "b")
     assert await store.erase("c") == "OK"
     assert (await store.stop("free", "n~2", "enough", "")).outcome == "STOPPED"

@@ -38,12 +38,10 @@ _APPEND_FINAL: Final = SCRIPTS["append_final"]
 _SEND: Final = SCRIPTS["send"]
 _READ: Final = SCRIPTS["read"]
 
-# The batch that ends a turn is taken by a full store too: what was begun must be able to end.
-_ENDS: Final = ('{"kind":"turn_done"', '{"kind":"turn_failed"', '{"kind":"turn_interrupted"')
-
 
 def _ends_turn(request: AppendRequest) -> bool:
-    return request.stopped or any(event.startswith(_ENDS) for event in request.events)
+    """The batch that ends a turn is taken by a full store too: what was begun must be able to end."""
+    return request.closing != "" or request.ends_turn
 
 
 class RedisConversations(Part):
@@ -66,11 +64,9 @@ class RedisConversations(Part):
             message.data,
             max_pending,
             "1" if reject_busy else "",
+            message.kind,
         )
-        outcome = reply[0].decode()
-        if len(reply) == 1:
-            return SendReply(outcome)
-        return SendReply(outcome, reply[1], reply[2].decode(), int(reply[3]))
+        return replies.send(reply)
 
     async def unsend(self, cid: str, message_id: str, position: int) -> UnsendOutcome:
         """UNSEND."""
@@ -85,7 +81,7 @@ class RedisConversations(Part):
         keys = self.keys
         reply = await self.topology.call(
             SCRIPTS["claim"],
-            (keys.meta(cid), keys.log(cid), keys.inbox(cid), keys.seen(cid)),
+            (keys.meta(cid), keys.log(cid), keys.inbox(cid), keys.seen(cid), keys.asks(cid)),
             keys.channel(cid),
             request.me,
             request.nonce,
@@ -116,7 +112,15 @@ class RedisConversations(Part):
         keys = self.keys
         reply = await self.topology.call(
             _APPEND_FINAL if _ends_turn(request) else _APPEND,
-            (keys.meta(cid), keys.log(cid), keys.inbox(cid), keys.seen(cid), keys.state(cid)),
+            (
+                keys.meta(cid),
+                keys.log(cid),
+                keys.inbox(cid),
+                keys.seen(cid),
+                keys.state(cid),
+                keys.tail(cid),
+                keys.asks(cid),
+            ),
             keys.channel(cid),
             request.owner,
             request.epoch,
@@ -125,9 +129,13 @@ class RedisConversations(Part):
             request.cursor,
             request.done,
             request.base,
-            "1" if request.stopped else "",
+            request.halted,
+            request.closing,
+            "ends" if request.ends_turn else "begins" if request.begins_turn else "",
             "" if request.state is None else "1",
             request.state or b"",
+            len(request.asks),
+            *(part for ask in request.asks for part in ask),
             *request.events,
         )
         if isinstance(reply, int):
@@ -164,12 +172,26 @@ class RedisConversations(Part):
             return InterruptReply(outcome)
         return InterruptReply(outcome, reply[1], reply[2].decode(), int(reply[3]))
 
+    async def answer(self, cid: str, ask_id: str, message: NewMessage) -> SendReply:
+        """ANSWER."""
+        keys = self.keys
+        reply = await self.topology.call(
+            SCRIPTS["answer"],
+            (keys.meta(cid), keys.inbox(cid), keys.seen(cid), keys.asks(cid)),
+            keys.channel(cid),
+            ask_id,
+            message.message_id,
+            message.user,
+            message.data,
+        )
+        return replies.send(reply)
+
     async def stop(self, cid: str, me: str, reason: str, buried: str) -> StopReply:
         """STOP."""
         keys = self.keys
         reply = await self.topology.call(
             SCRIPTS["stop"],
-            (keys.meta(cid), keys.log(cid), keys.inbox(cid)),
+            (keys.meta(cid), keys.log(cid), keys.inbox(cid), keys.tail(cid), keys.asks(cid)),
             keys.channel(cid),
             me,
             json_text(reason),
@@ -183,7 +205,7 @@ class RedisConversations(Part):
 
     async def resume(self, cid: str) -> ResumeOutcome:
         """RESUME."""
-        return (await self.topology.call(SCRIPTS["resume"], (self.keys.meta(cid),))).decode()
+        return (await self.topology.call(SCRIPTS["resume"], (self.keys.meta(cid),), self.keys.channel(cid))).decode()
 
     async def set_metadata(self, cid: str, metadata: str) -> Meta | None:
         """PATCH."""
@@ -192,7 +214,16 @@ class RedisConversations(Part):
     async def erase(self, cid: str) -> EraseOutcome:
         """ERASE."""
         k = self.keys
-        keys = (k.meta(cid), k.log(cid), k.inbox(cid), k.seen(cid), k.state(cid))
+        keys = (
+            k.meta(cid),
+            k.log(cid),
+            k.inbox(cid),
+            k.seen(cid),
+            k.state(cid),
+            k.tail(cid),
+            k.asks(cid),
+            k.alarms(cid),
+        )
         return (await self.topology.call(SCRIPTS["erase"], keys)).decode()
 
     async def head(self, cid: str) -> Meta | None:

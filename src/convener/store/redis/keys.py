@@ -55,6 +55,7 @@ class Keys:
         self._user = f"{{{namespace}:u:"
         self._node = f"{{{namespace}:n:"
         self._index = f"{{{namespace}:i:"
+        self._timers = f"{{{namespace}:t:"
 
     def live(self, incarnation: str) -> str:
         """Channel: nobody publishes; that somebody subscribes shows that the process lives."""
@@ -85,6 +86,24 @@ class Keys:
     def state(self, cid: str) -> str:
         """String: the agent's durable state. Removed by ERASE."""
         return f"{self._conversation}{cid}}}:state"
+
+    def tail(self, cid: str) -> str:
+        """Stream, field `p`: pieces of the answer that is being written. Removed by APPEND, STOP and ERASE."""
+        return f"{self._conversation}{cid}}}:tail"
+
+    def asks(self, cid: str) -> str:
+        """Hash, question -> what answering it needs (JSON). Entries by ANSWER; the rest by APPEND, STOP, ERASE."""
+        return f"{self._conversation}{cid}}}:asks"
+
+    def alarms(self, cid: str) -> str:
+        """Hash, alarm -> data (JSON). Entries removed by FIRE, the rest by ERASE."""
+        return f"{self._conversation}{cid}}}:alarms"
+
+    # -- {NS:t:0..15}: what is to happen when.
+
+    def due(self, shard: int) -> str:
+        """Zset, `cid|timer` by time due in ms. Entries removed by whoever has done what was due."""
+        return f"{self._timers}{shard}}}:due"
 
     # -- {NS:u:U}: one user.
 
@@ -146,6 +165,10 @@ KINDS: Final = (
     KeyKind("{NS:c:*}:in", "stream", "ERASE"),
     KeyKind("{NS:c:*}:seen", "zset", "ERASE"),
     KeyKind("{NS:c:*}:state", "string", "ERASE"),
+    KeyKind("{NS:c:*}:tail", "stream", "APPEND, STOP, ERASE"),
+    KeyKind("{NS:c:*}:asks", "hash", "ANSWER, by entry; APPEND, STOP, ERASE"),
+    KeyKind("{NS:c:*}:alarms", "hash", "FIRE, by entry; ERASE"),
+    KeyKind("{NS:t:*}:due", "zset", "whoever has done what was due, by entry"),
     KeyKind("{NS:u:*}:slots", "hash", "UNRESERVE, by entry"),
     KeyKind("{NS:u:*}:wait", "zset", "RESERVE, DEQUEUE, by entry"),
     KeyKind("{NS:u:*}:conversations", "zset", "the erasure of the conversation, by entry"),

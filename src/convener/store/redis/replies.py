@@ -11,12 +11,12 @@ from typing import Any, Final, cast
 from convener.core.admission import Waiting
 from convener.core.directory import Record
 from convener.core.membership import Member, Membership, RenewReply
-from convener.core.model import InboxEntry, LogEntry, Meta
+from convener.core.model import InboxEntry, LogEntry, Meta, SendReply
 from convener.core.wire import json_text
 
 META_FIELDS: Final = (
     "owner", "epoch", "seq", "batch", "cursor", "position", "done", "base", "status", "nonce", "updated",
-    "strikes", "struck", "strike_at", "user", "generation", "created", "metadata",
+    "strikes", "struck", "strike_at", "user", "generation", "created", "metadata", "halted", "asks",
 )  # fmt: skip
 
 
@@ -44,6 +44,8 @@ def meta(values: Sequence[bytes | None] | None) -> Meta | None:
         strikes=int(field["strikes"] or 0),
         struck=int(field["struck"] or 0),
         strike_at=int(field["strike_at"] or 0),
+        halted=int(field["halted"] or 0),
+        asks=int(field["asks"] or 0),
     )
 
 
@@ -78,6 +80,14 @@ def log(entries: Iterable[Any]) -> tuple[LogEntry, ...]:
         epoch, _, seq = identity.partition(b"-")
         out.append(LogEntry(int(epoch), int(seq), values[1].decode()))
     return tuple(out)
+
+
+def send(reply: Sequence[Any]) -> SendReply:
+    """{outcome} or {outcome, position, owner, epoch}: what SEND, ANSWER and FIRE answer."""
+    outcome = reply[0].decode()
+    if len(reply) == 1:
+        return SendReply(outcome)
+    return SendReply(outcome, int(reply[1]), reply[2].decode(), int(reply[3]))
 
 
 def renew_reply(reply: Any) -> RenewReply:

@@ -19,6 +19,7 @@ from convener.store.redis.keys import Keys
 from convener.store.redis.nodes import RedisMembership, RedisNodes
 from convener.store.redis.scripts import SCRIPTS
 from convener.store.redis.subscriber import Subscriber, SubscriberStatistics
+from convener.store.redis.timers import RedisTimers
 from convener.store.redis.users import RedisIndex, RedisSlots
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Capabilities:
     eviction: str | None = None
 
 
-class RedisStore(RedisConversations, RedisSlots, RedisMembership, RedisNodes, RedisIndex):
+class RedisStore(RedisConversations, RedisTimers, RedisSlots, RedisMembership, RedisNodes, RedisIndex):
     """A `Store` in Redis (7.0 or later) or Valkey.
 
     Args:

@@ -322,8 +322,8 @@ async def check_stop_of_an_owned_conversation(h: Harness) -> None:
     ]
     assert dict(await s.all_seen("c")) == {"m1": 1}
     end = event("stopped", "", 1, "{}")
-    assert (await append(s, end, stopped=True, cursor=1)).outcome == "PENDING"
-    assert (await append(s, REPLY, end, stopped=True, cursor=2)).outcome == "OK"
+    assert (await append(s, end, closing="stopped", cursor=1)).outcome == "PENDING"
+    assert (await append(s, REPLY, end, closing="stopped", cursor=2)).outcome == "OK"
     after = await head(s)
     assert (after.status, after.owner, after.nonce, after.done, after.cursor) == ("stopped", "", "", 2, 2)
     assert (await s.stop("c", "b~1", "why", "")).outcome == "ALREADY"

@@ -1,31 +1,37 @@
 #!lua
 -- APPEND: the owner's only write (core.conversation.append). Loaded twice: `append`, and `append_final` that a full
 -- store takes too, for the batch that ends a turn or the conversation.
--- KEYS 1 meta  2 log  3 in  4 seen  5 state
--- ARGV 1 channel  2 owner  3 epoch  4 expected seq  5 batch  6 cursor  7 done  8 base  9 '1' if stopped
---      10 '1' if 11 is a state  11 state  12… events
+-- KEYS 1 meta  2 log  3 in  4 seen  5 state  6 tail  7 asks
+-- ARGV 1 channel  2 owner  3 epoch  4 expected seq  5 batch  6 cursor  7 done  8 base  9 halted
+--      10 '' or the status that it closes with  11 'ends', 'begins' (a turn) or ''  12 '1' if 13 is a state  13 state
+--      14 number of questions  15… their ids and data, then events
 -- ->   seq (OK) | {'GAP'|'PENDING', seq, batch} | {'FENCED', seq, batch, owner, epoch}
 -- @include now
 -- @include publish
 local SEEN_WINDOW = 256
-local head = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'seq', 'batch', 'cursor', 'position', 'done', 'base', 'status')
+local head = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'seq', 'batch', 'cursor', 'position', 'done', 'base', 'status', 'halted')
 if not head[9] then return {'FENCED', 0, '', '', 0} end
 if head[1] ~= ARGV[2] or head[2] ~= ARGV[3] then return {'FENCED', head[3], head[4], head[1], head[2]} end
 if head[3] ~= ARGV[4] then return {'GAP', head[3], head[4]} end
-if ARGV[9] == '1' and (head[9] ~= 'stopping' or head[6] ~= ARGV[6]) then return {'PENDING', head[3], head[4]} end
+if ARGV[10] == 'stopped' then
+  if head[9] ~= 'stopping' or head[6] ~= ARGV[6] then return {'PENDING', head[3], head[4]} end
+elseif ARGV[10] ~= '' and head[9] ~= 'running' then
+  return {'PENDING', head[3], head[4]}
+end
 
-local expected = tonumber(ARGV[4])
-for i = 12, #ARGV do
-  local reply = redis.pcall('XADD', KEYS[2], ARGV[3] .. '-' .. text(expected + i - 11), 'e', ARGV[i])
+local expected, asks = tonumber(ARGV[4]), tonumber(ARGV[14])
+local before = 14 + 2 * asks
+for i = before + 1, #ARGV do
+  local reply = redis.pcall('XADD', KEYS[2], ARGV[3] .. '-' .. text(expected + i - before), 'e', ARGV[i])
   if reply.err then
     -- The second fence: the log holds a later epoch than the head, which went back in time.
-    if i == 12 and string.find(reply.err, 'equal or smaller', 1, true) then
+    if i == before + 1 and string.find(reply.err, 'equal or smaller', 1, true) then
       return {'FENCED', head[3], head[4], head[1], head[2]}
     end
     return reply
   end
 end
-local seq = text(expected + #ARGV - 11)
+local seq = text(expected + #ARGV - before)
 local cursor, done = tonumber(ARGV[6]), tonumber(ARGV[7])
 local changes = {'seq', seq, 'batch', ARGV[5], 'updated', text(now)}
 local function change(name, value)
@@ -42,13 +48,24 @@ if done > tonumber(head[7]) then
   if forget > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[4], '(0', text(forget)) end
 end
 if tonumber(ARGV[8]) > tonumber(head[8]) then change('base', ARGV[8]) end
-if ARGV[9] == '1' then
+if tonumber(ARGV[9]) > tonumber(head[10]) then change('halted', ARGV[9]) end
+if ARGV[10] ~= '' then
   change('owner', '')
   change('nonce', '')
-  change('status', 'stopped')
-  change('done', head[6])
+  change('status', ARGV[10])
+  if ARGV[10] == 'stopped' then change('done', head[6]) end
+end
+if ARGV[11] == 'ends' then
+  redis.call('UNLINK', KEYS[6], KEYS[7])
+  change('asks', '0')
+elseif ARGV[11] == 'begins' then
+  redis.call('UNLINK', KEYS[6])
+end
+if asks > 0 then
+  redis.call('HSET', KEYS[7], unpack(ARGV, 15, before))
+  change('asks', text(redis.call('HLEN', KEYS[7])))
 end
 redis.call('HSET', KEYS[1], unpack(changes))
-if ARGV[10] == '1' then redis.call('SET', KEYS[5], ARGV[11]) end
-if #ARGV > 11 then publish_log(ARGV[1], ARGV[3], text(expected + 1), ARGV, 12) end
-return expected + #ARGV - 11
+if ARGV[12] == '1' then redis.call('SET', KEYS[5], ARGV[13]) end
+if #ARGV > before then publish_log(ARGV[1], ARGV[3], text(expected + 1), ARGV, before + 1) end
+return expected + #ARGV - before

@@ -1,6 +1,6 @@
 #!lua
 -- CLAIM: become the owner under a new epoch (core.conversation.claim). Rebuilds a head that was lost.
--- KEYS 1 meta  2 log  3 in  4 seen
+-- KEYS 1 meta  2 log  3 in  4 seen  5 asks
 -- ARGV 1 channel  2 me  3 nonce  4 expected owner  5 expected epoch  6 reason  7 floor  8 user  9 generation
 -- ->   {'OK', head, inbox, {epoch, seq, event}} | {'OK', head, inbox} (the same claim again)
 --    | {'CONFLICT'|'CLOSED', head} | {'NOT_FOUND'}
@@ -26,7 +26,8 @@ if rebuilt then
   local ts = text(now)
   head = {owner = ARGV[4], epoch = ARGV[5], seq = text(tip_seq), batch = '', cursor = text(cursor),
     position = text(last), done = '0', base = '0', status = 'running', nonce = '', updated = ts,
-    strikes = '0', struck = '0', strike_at = '0', user = ARGV[8], generation = ARGV[9], created = ts, metadata = '{}'}
+    strikes = '0', struck = '0', strike_at = '0', user = ARGV[8], generation = ARGV[9], created = ts, metadata = '{}',
+    halted = '0', asks = text(redis.call('HLEN', KEYS[5]))}
 end
 if head.owner == ARGV[2] and head.nonce == ARGV[3] then return {'OK', listed(head), inbox} end
 if head.owner ~= ARGV[4] or head.epoch ~= ARGV[5] then return {'CONFLICT', listed(head)} end
@@ -39,7 +40,7 @@ redis.call('XADD', KEYS[2], epoch .. '-' .. seq, 'e', event)
 -- The stream may remember a higher position than anything else does (a stop's), and would refuse the next ones.
 if rebuilt and #inbox == 0 then redis.call('DEL', KEYS[3]) end
 head.owner, head.nonce, head.epoch, head.seq, head.batch, head.updated = ARGV[2], ARGV[3], epoch, seq, '', text(now)
-if ARGV[6] == 'takeover' and tonumber(head.cursor) > tonumber(head.done) then
+if ARGV[6] == 'takeover' and tonumber(head.cursor) > tonumber(head.done) and head.asks == '0' then
   local turn = tonumber(head.done) + 1
   if tonumber(head.struck) == turn and now - tonumber(head.strike_at) <= STRIKE_WINDOW then
     head.strikes = text(tonumber(head.strikes) + 1)

@@ -10,6 +10,7 @@ if head then return {0, listed(head)} end
 local ts = text(now)
 head = {owner = '', epoch = '0', seq = '0', batch = '', cursor = '0', position = '0', done = '0', base = '0',
   status = 'running', nonce = '', updated = ts, strikes = '0', struck = '0', strike_at = '0', user = ARGV[1],
-  generation = ARGV[3], created = ts, metadata = ARGV[2]}
+  generation = ARGV[3], created = ts, metadata = ARGV[2],
+  halted = '0', asks = '0'}
 write_head(head)
 return {1, listed(head)}

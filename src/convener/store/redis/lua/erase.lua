@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- ERASE: remove a stopped conversation, or one that was created and never started or written to
 -- (core.conversation.erase).
--- KEYS 1 meta  2 log  3 in  4 seen  5 state
+-- KEYS 1 meta  2 log  3 in  4 seen  5 state  6 tail  7 asks  8 alarms
 -- ->   'OK' | 'REFUSED'
 local head = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'position', 'status')
 if head[4] then

@@ -5,9 +5,10 @@
 -- ->   'OK' | 'PENDING' | 'FENCED'
 -- @include now
 -- @include publish
-local head = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'seq', 'position', 'done')
+-- @include settled
+local head = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'seq', 'position', 'done', 'cursor', 'asks')
 if head[1] ~= ARGV[2] or head[2] ~= ARGV[3] then return 'FENCED' end
-if head[3] ~= ARGV[4] or head[4] ~= head[5] then return 'PENDING' end
+if head[3] ~= ARGV[4] or not is_settled(head[4], head[5], head[6], head[7]) then return 'PENDING' end
 redis.call('HSET', KEYS[1], 'owner', '', 'nonce', '')
-publish_status(ARGV[1], ARGV[3], 'hibernated')
+publish_status(ARGV[1], ARGV[3], tonumber(head[7] or 0) > 0 and 'waiting' or 'hibernated')
 return 'OK'

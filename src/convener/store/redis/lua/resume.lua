@@ -1,11 +1,16 @@
 #!lua
--- RESUME: what a user asks for after a stop; nothing else clears it (core.conversation.resume).
+-- RESUME: what a user asks for after a stop, or when a turn is not to be repeated unasked
+-- (core.conversation.resume).
 -- KEYS 1 meta
+-- ARGV 1 channel
 -- ->   'OK' | 'RUNNING' | 'BUSY' | 'NOT_FOUND'
 -- @include now
-local status = redis.call('HGET', KEYS[1], 'status')
+-- @include publish
+local head = redis.call('HMGET', KEYS[1], 'status', 'epoch')
+local status = head[1]
 if not status then return 'NOT_FOUND' end
 if status == 'running' then return 'RUNNING' end
-if status ~= 'stopped' then return 'BUSY' end
-redis.call('HSET', KEYS[1], 'status', 'running', 'updated', text(now))
+if status == 'stopping' then return 'BUSY' end
+redis.call('HSET', KEYS[1], 'status', 'running', 'strikes', '0', 'updated', text(now))
+publish_status(ARGV[1], head[2], 'hibernated')
 return 'OK'

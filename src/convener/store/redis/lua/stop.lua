@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- STOP: record the intent; finish at once if nobody owns the conversation or its owner is buried
 -- (core.conversation.stop). Unread messages enter the log before the `stopped` entry gives them up.
--- KEYS 1 meta  2 log  3 in
+-- KEYS 1 meta  2 log  3 in  4 tail  5 asks
 -- ARGV 1 channel  2 me  3 reason (JSON string)  4 buried incarnation
 -- ->   {'STOPPED'|'STOPPING'|'ALREADY', owner, nonce, user} as they were before | {'NOT_FOUND'}
 -- @include now
@@ -29,9 +29,10 @@ local events = {open_event(ARGV[2], 'stop', tip_epoch, tip_seq)}
 for _, entry in ipairs(redis.call('XRANGE', KEYS[3], '-', '+')) do
   local value = {}
   for i = 1, #entry[2], 2 do value[entry[2][i]] = entry[2][i + 1] end
-  if value.kind == 'message' then
+  if value.kind == 'message' or value.kind == 'interrupting' or value.kind == 'alarm' then
     events[#events + 1] = '{"kind":"input","turn":"t' .. string.match(entry[1], '^%d+') .. '","ts":' .. value.ts
-      .. ',"data":{"message_id":"' .. value.id .. '","user_id":"' .. value.user .. '","data":' .. value.data .. '}}'
+      .. ',"data":{"message_id":"' .. value.id .. '","user_id":"' .. value.user .. '","data":' .. value.data
+      .. (value.kind == 'alarm' and ',"alarm":true' or '') .. '}}'
   end
 end
 events[#events + 1] = '{"kind":"stopped","turn":"","ts":' .. ts .. ',"data":{"reason":' .. ARGV[3] .. '}}'
@@ -39,6 +40,7 @@ local seq = tonumber(head.seq)
 for i, event in ipairs(events) do redis.call('XADD', KEYS[2], epoch .. '-' .. text(seq + i), 'e', event) end
 redis.call('XTRIM', KEYS[3], 'MINID', text(tonumber(head.position) + 1) .. '-0')
 redis.call('HSET', KEYS[1], 'owner', '', 'nonce', '', 'epoch', epoch, 'seq', text(seq + #events), 'batch', '', 'status',
-  'stopped', 'cursor', head.position, 'done', head.position, 'updated', ts)
+  'stopped', 'cursor', head.position, 'done', head.position, 'asks', '0', 'updated', ts)
+redis.call('UNLINK', KEYS[4], KEYS[5])
 publish_log(ARGV[1], epoch, text(seq + 1), events, 1)
 return reply('STOPPED')

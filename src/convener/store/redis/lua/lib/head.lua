@@ -1,7 +1,7 @@
 -- The head in KEYS[1]: a table of strings by field, or nil. FIELDS is the order of META_FIELDS in replies.py, hot
 -- fields first, because a small hash is searched from its beginning.
 local FIELDS = {'owner', 'epoch', 'seq', 'batch', 'cursor', 'position', 'done', 'base', 'status', 'nonce', 'updated',
-  'strikes', 'struck', 'strike_at', 'user', 'generation', 'created', 'metadata'}
+  'strikes', 'struck', 'strike_at', 'user', 'generation', 'created', 'metadata', 'halted', 'asks'}
 local function read_head()
   local values = redis.call('HMGET', KEYS[1], unpack(FIELDS))
   if not values[16] then return nil end
