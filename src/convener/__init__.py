@@ -17,7 +17,8 @@ if TYPE_CHECKING:
         ConversationManager,
         StandaloneConversationManager,
     )
-    from convener.manager.turn import Conversation, Turn
+    from convener.manager.conversation import Conversation
+    from convener.manager.turn import Turn
     from convener.settings import Settings
 
 __all__ = [
@@ -40,7 +41,7 @@ _HOMES: Final = {
     "ClusteredConversationManager": "convener.manager",
     "Convener": "convener.app",
     "ConvenerError": "convener.errors",
-    "Conversation": "convener.manager.turn",
+    "Conversation": "convener.manager.conversation",
     "ConversationManager": "convener.manager",
     "Identity": "convener.gateway.auth",
     "Settings": "convener.settings",

@@ -17,6 +17,7 @@ it is a node of a cluster, without one it stands alone.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import os
 import secrets
@@ -27,7 +28,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from convener.errors import ConfigurationError
 from convener.gateway.access import AuthorizeHook
@@ -36,9 +37,11 @@ from convener.gateway.auth import AuthenticateHook
 from convener.gateway.socketio import make_server
 from convener.ids import check_id
 from convener.manager.clustered import ClusteredConversationManager
-from convener.manager.context import NodeOptions
+from convener.manager.context import NodeOptions, RecoveryMode
+from convener.manager.conversation import Conversation
 from convener.manager.standalone import StandaloneConversationManager
-from convener.manager.turn import Conversation, Turn
+from convener.manager.traits import DictCodec, Interrupted, Migrate, ModelCodec, Traits
+from convener.manager.turn import Turn
 from convener.settings import Settings
 from convener.store.base import Store
 from convener.store.memory import MemoryStore
@@ -48,11 +51,13 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-AgentFunction = Callable[[Turn], Awaitable[None] | None]
+AgentFunction = Callable[[Turn[Any]], Awaitable[None] | None]
+RecoverFunction = Callable[[Interrupted], Awaitable[RecoveryMode | None] | RecoveryMode | None]
 Method = Callable[[Conversation, Any], Any]
 LimitFunction = Callable[[str], int | Awaitable[int | None] | None]
 
 AgentT = TypeVar("AgentT", bound=AgentFunction)
+RecoverT = TypeVar("RecoverT", bound=RecoverFunction)
 MethodT = TypeVar("MethodT", bound=Method)
 LimitT = TypeVar("LimitT", bound=LimitFunction)
 AuthenticateT = TypeVar("AuthenticateT", bound=AuthenticateHook)
@@ -64,10 +69,11 @@ class _UserAgent:
 
     def __init__(self) -> None:
         self.function: AgentFunction | None = None
+        self.traits = Traits()
         self.methods: dict[str, Callable[[Conversation, Any], Awaitable[Any]]] = {}
         self.limit_function: LimitFunction | None = None
 
-    async def run(self, turn: Turn) -> None:
+    async def run(self, turn: Turn[Any]) -> None:
         """Answer one message; a plain function gets a thread, so that it cannot block the node."""
         function = self.function
         if function is None:
@@ -104,13 +110,57 @@ class Convener:
 
     # -- decorators ----------------------------------------------------------------------------------------------
 
-    def agent(self, function: AgentT) -> AgentT:
+    @overload
+    def agent(self, function: AgentT, /) -> AgentT: ...
+
+    @overload
+    def agent(
+        self, /, *, state: type[Any] | None = None, version: int = 1, migrate: Migrate | None = None
+    ) -> Callable[[AgentT], AgentT]: ...
+
+    def agent(
+        self,
+        function: AgentT | None = None,
+        /,
+        *,
+        state: type[Any] | None = None,
+        version: int = 1,
+        migrate: Migrate | None = None,
+    ) -> AgentT | Callable[[AgentT], AgentT]:
         """The agent: one call per message, in order, one at a time per conversation. A plain function is run in a
-        thread. Raises `ConfigurationError` if there is one already.
+        thread. ``@app.agent``, or with the form of its state: ``@app.agent(state=Basket, version=2, migrate=older)``.
+
+        Args:
+            state: a msgspec struct, a dataclass or a pydantic model that can be made without arguments; default a
+                dict. The agent then takes a ``Turn[Basket]``.
+            version: of that form; 0 is what was written without one.
+            migrate: ``f(version, data)`` gives the data of an older version in the present form.
+
+        Raises:
+            ConfigurationError: there is an agent already, or the state is none of these.
         """
-        if self._agent.function is not None:
-            raise ConfigurationError("the application has an agent already")
-        self._agent.function = function
+        codec = DictCodec() if state is None else ModelCodec(state, version, migrate)
+
+        def decorate(function: AgentT) -> AgentT:
+            if self._agent.function is not None:
+                raise ConfigurationError("the application has an agent already")
+            self._agent.function = function
+            self._agent.traits = dataclasses.replace(self._agent.traits, codec=codec)
+            return function
+
+        return decorate if function is None else decorate(function)
+
+    def on_recover(self, function: RecoverT) -> RecoverT:
+        """What becomes of a turn that was cut off when its node went down: ``f(interrupted)``, plain or async, returns
+        "resume" (repeat it; finished steps are not run again), "wait" (until somebody says `resume`), "fail" (give it
+        up), or None for the setting `recovery`. It is asked on the node that has taken the conversation over.
+        """
+
+        async def recover(interrupted: Interrupted) -> RecoveryMode | None:
+            mode = function(interrupted)
+            return await mode if inspect.isawaitable(mode) else mode
+
+        self._agent.traits = dataclasses.replace(self._agent.traits, recover=recover)
         return function
 
     def rpc(self, name: str) -> Callable[[MethodT], MethodT]:
@@ -293,7 +343,8 @@ def options_of(settings: Settings) -> NodeOptions:
     return NodeOptions(
         name=name,
         limit_policy=settings.limit_policy,
-        reject_busy=settings.overlap_policy == "reject",
+        overlap_policy=settings.overlap_policy,
+        recovery=settings.recovery,
         max_pending_messages=settings.max_pending_messages,
         max_payload_bytes=settings.max_payload_bytes,
         lease_ttl=settings.lease_ttl,

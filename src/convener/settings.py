@@ -121,10 +121,15 @@ class Settings(BaseSettings):
         description="What a start over the limit does: `evict_idle` releases the user's longest idle "
         "conversation, never a working one; `reject` refuses; `queue` waits for a free slot.",
     )
-    overlap_policy: Literal["enqueue", "reject"] = Field(
+    overlap_policy: Literal["enqueue", "reject", "interrupt"] = Field(
         default="enqueue",
         description="What a message does that arrives during a turn: `enqueue` waits for the turn to end; "
-        "`reject` is refused. A message may choose for itself.",
+        "`reject` is refused; `interrupt` ends every turn before it. A message may choose for itself.",
+    )
+    recovery: Literal["resume", "wait", "fail"] = Field(
+        default="resume",
+        description="What becomes of a turn whose node went down: `resume` repeats it (finished steps are not run "
+        "again); `wait` lets somebody decide (`convener resume`); `fail` gives it up. `@app.on_recover` may choose.",
     )
     max_pending_messages: int = Field(
         default=100,

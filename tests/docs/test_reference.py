@@ -13,8 +13,9 @@ from convener.core.directory import LoopStatus
 from convener.core.model import ClaimReason
 from convener.gateway.asgi import Gateway
 from convener.gateway.socketio import SocketGateway, make_server
+from convener.manager.conversation import Conversation
 from convener.manager.standalone import StandaloneConversationManager
-from convener.manager.turn import RESERVED, Conversation, Turn
+from convener.manager.turn import RESERVED, Turn
 from convener.settings import Settings
 from convener.store.redis.keys import KINDS
 from convener.store.redis.scripts import SCRIPTS

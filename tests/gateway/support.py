@@ -23,8 +23,9 @@ from convener.gateway.auth import AuthenticateHook
 from convener.gateway.operations import Operations
 from convener.gateway.socketio import Transport, make_server
 from convener.manager.context import NodeOptions
+from convener.manager.conversation import Conversation
 from convener.manager.standalone import StandaloneConversationManager
-from convener.manager.turn import Conversation, Turn
+from convener.manager.turn import Turn
 from convener.settings import Settings
 from convener.store.memory import MemoryStore
 from convener.telemetry.metrics import Metrics

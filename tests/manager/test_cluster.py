@@ -13,6 +13,7 @@ from convener.core.cursor import Cursor, parse
 from convener.errors import (
     CallTimeout,
     ConversationBusy,
+    ConversationFailed,
     ConversationStopped,
     InboxFull,
     InvalidRequest,
@@ -23,7 +24,8 @@ from convener.errors import (
     RemoteError,
 )
 from convener.manager import ClusteredConversationManager
-from convener.manager.turn import Conversation, Turn
+from convener.manager.conversation import Conversation
+from convener.manager.turn import Turn
 from convener.testing.cluster import QUICK, FunctionAgent, RecordingSink
 from tests.manager.conftest import MakeCluster, join
 from tests.support.waiting import wait_until
@@ -269,8 +271,16 @@ async def test_three_takeovers_give_a_turn_up(make_cluster: MakeCluster) -> None
         assert owner is not None
         await cluster.kill(owner)
     last = next(i for i, m in enumerate(cluster.managers) if m is not None)
+
+    async def is_given_up() -> bool:
+        return (await cluster[last].describe("c")).status == "failed"
+
+    await wait_until(is_given_up, "the conversation is given up")
     sink = await join(cluster, last, "c", "s")
     gate.open.set()
+    with pytest.raises(ConversationFailed):
+        await cluster[last].send_event_to_conversation("c", {"text": "refused"})
+    assert await cluster[last].resume("c") == "resumed"
     await wait_until(sink.replies, "the next message is answered")
     failed = [e for e in sink.events if e["kind"] == "turn_failed"]
     assert [(e["turn"], e["data"]["code"]) for e in failed] == [("t1", "too_many_takeovers")]

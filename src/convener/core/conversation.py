@@ -13,6 +13,8 @@ from typing import Literal
 from convener.core import wire
 from convener.core.model import (
     MESSAGES,
+    REMEMBERED,
+    RETRACTABLE,
     SEEN_WINDOW,
     STRIKE_WINDOW_MS,
     AddInbox,
@@ -99,6 +101,8 @@ def unsend(state: Conversation, message_id: str, position: int) -> tuple[UnsendO
     """
     meta = state.meta
     if meta is None or meta.owner or position <= meta.cursor or state.seen != position:
+        return "REFUSED", ()
+    if not any(e.position == position and e.kind in RETRACTABLE for e in state.inbox):
         return "REFUSED", ()
     effects: list[Effect] = []
     if position == meta.position:
@@ -243,32 +247,45 @@ def _may_close(meta: Meta, request: AppendRequest) -> bool:
 
 
 def _asks(state: Conversation, request: AppendRequest, effects: list[Effect]) -> int:
-    """How many questions are open after the batch. What a turn has streamed and asked ends with it."""
-    if request.ends_turn or request.begins_turn:
+    """How many questions are open after the batch. What a turn has streamed and asked ends with it, and a stop ends
+    every turn.
+    """
+    ends = request.ends_turn or request.closing == "stopped"
+    if ends or request.begins_turn:
         effects.append(ClearPieces())
-    if request.ends_turn:
+    if ends:
         effects.append(CloseAsks())
     if request.asks:
         effects.append(OpenAsks(request.asks))
-    before: frozenset[str] = frozenset() if request.ends_turn else state.asks
+    before: frozenset[str] = frozenset() if ends else state.asks
     return len(before | {ask_id for ask_id, _ in request.asks})
 
 
-def _is_settled(meta: Meta) -> bool:
-    """Nothing is unanswered (I13), or everything is taken in and the open turn waits for a person."""
+def is_settled(meta: Meta) -> bool:
+    """Nothing is unanswered, or everything is taken in and the open turn waits for a person (I13)."""
     return meta.position == meta.done or (meta.asks > 0 and meta.cursor == meta.position)
 
 
+def _may_leave(meta: Meta) -> bool:
+    """It is settled, and no stop waits to be finished (I15): that goes before any answer."""
+    return meta.status == "running" and is_settled(meta)
+
+
+def _at_rest(meta: Meta) -> str:
+    """The status of a conversation that nobody owns any more, or not yet."""
+    return "waiting" if meta.asks else "hibernated"
+
+
 def release(state: Conversation, owner: str, epoch: int, seq: int) -> tuple[ReleaseOutcome, Effects]:
-    """RELEASE: give the conversation up, if nothing is unanswered (I13) and nothing was appended since."""
+    """RELEASE: give the conversation up, if it is settled (I13) and nothing was appended since."""
     meta = state.meta
     if meta is None or meta.owner != owner or meta.epoch != epoch:
         return "FENCED", ()
-    if meta.seq != seq or not _is_settled(meta):
+    if meta.seq != seq or not _may_leave(meta):
         return "PENDING", ()
     return "OK", (
         SetMeta(replace(meta, owner="", nonce="")),
-        Publish(wire.publish_status(epoch, "waiting" if meta.asks else "hibernated")),
+        Publish(wire.publish_status(epoch, _at_rest(meta))),
     )
 
 
@@ -283,17 +300,16 @@ def disown(state: Conversation, owner: str, epoch: int) -> tuple[DisownOutcome, 
         return "NOT_FOUND", ()
     if meta.owner != owner or meta.epoch != epoch:
         return "CONFLICT", ()
-    if owner and not _is_settled(meta):
+    if owner and not _may_leave(meta):
         return "PENDING", ()
     effects: Effects = (SetMeta(replace(meta, owner="", nonce="", epoch=epoch + 1)),)
-    status = "waiting" if meta.asks else "hibernated"
-    return "OK", (*effects, Publish(wire.publish_status(epoch, status))) if owner else effects
+    return "OK", (*effects, Publish(wire.publish_status(epoch, _at_rest(meta)))) if owner else effects
 
 
 def stop(state: Conversation, me: str, reason: str, buried: str, now: int) -> tuple[StopReply, Effects]:
     """STOP: record the intent; finish at once if nobody owns the conversation or its owner is `buried` (I15).
 
-    Unread messages were acknowledged, so they enter the log (I8) before the `stopped` entry gives them up.
+    Unread messages and answers were acknowledged, so they enter the log (I8) before the `stopped` entry gives them up.
     """
     meta = state.meta
     if meta is None:
@@ -304,8 +320,9 @@ def stop(state: Conversation, me: str, reason: str, buried: str, now: int) -> tu
     if meta.owner and meta.owner != buried:
         return _ask_to_stop(meta, reason, replace(before, outcome="STOPPING"), now)
     epoch = next_epoch(meta, state.tip, now)
-    inputs = tuple(wire.input_event(e) for e in state.inbox if e.kind in MESSAGES)
-    events = (wire.open_event(me, "stop", state.tip, now), *inputs, wire.stopped_event(reason, now))
+    unread = (e for e in state.inbox if e.kind in REMEMBERED)
+    given_up = tuple(wire.input_event(e) if e.kind in MESSAGES else wire.answer_event(e) for e in unread)
+    events = (wire.open_event(me, "stop", state.tip, now), *given_up, wire.stopped_event(reason, now))
     entries = tuple(LogEntry(epoch, meta.seq + i, text) for i, text in enumerate(events, start=1))
     closed = replace(
         meta,
@@ -356,7 +373,7 @@ def resume(state: Conversation, now: int) -> tuple[ResumeOutcome, Effects]:
     if meta.status in ("running", "stopping"):
         return ("RUNNING" if meta.status == "running" else "BUSY"), ()
     meta = replace(meta, status="running", strikes=0, updated=now)
-    return "OK", (SetMeta(meta), Publish(wire.publish_status(meta.epoch, "hibernated")))
+    return "OK", (SetMeta(meta), Publish(wire.publish_status(meta.epoch, _at_rest(meta))))
 
 
 def set_metadata(state: Conversation, metadata: str, now: int) -> tuple[Meta | None, Effects]:

@@ -14,13 +14,16 @@ Status = Literal["running", "stopping", "stopped", "failed", "held"]
 
 Closing = Literal["", "stopped", "failed", "held"]
 EntryKind = Literal["message", "interrupting", "alarm", "answer", "stop", "interrupt"]
-ClaimReason = Literal["start", "wake", "takeover", "handoff", "restart"]
+ClaimReason = Literal["start", "wake", "takeover", "handoff", "restart", "interrupt", "answer", "alarm", "resume"]
 
 MESSAGES: Final = frozenset({"message", "interrupting", "alarm"})
 """Kinds of inbox entries that a turn answers; an interrupting one ends the turns before it."""
 
 REMEMBERED: Final = MESSAGES | {"answer"}
-"""Kinds of inbox entries whose ids are remembered in `seen`."""
+"""Kinds of inbox entries whose ids are remembered in `seen`, and which enter the log (I8)."""
+
+RETRACTABLE: Final = frozenset({"message", "interrupting"})
+"""Kinds of inbox entries that UNSEND takes back: with an alarm or an answer, what it came from is gone already."""
 
 SEEN_WINDOW: Final = 256
 """How many of the latest message ids are remembered at least (I8); unanswered ones always are."""

@@ -32,6 +32,7 @@ class Begun:
     ts: int
     attempts: int = 0
     record: Record = field(default_factory=Record)
+    alarm: bool = False
 
 
 class Replay:
@@ -57,6 +58,7 @@ class Replay:
                 str(fields.get("user_id", "")),
                 fields.get("data"),
                 event.get("ts", 0),
+                alarm=fields.get("alarm") is True,
             )
         elif kind == "turn_started" and position in self._found:
             held = self._found[position]

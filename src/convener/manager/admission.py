@@ -56,10 +56,12 @@ class Admission:
         policy = self._node.options.limit_policy
         limit = await self.limit_of(user)
         # Others may take what was freed; a few more tries than there are slots, then it is really full.
-        if policy == "evict_idle" and attempt <= 2 * limit + 2 and await self._evict(user, cid, slots):
+        if attempt <= 2 * limit + 2 and await self._evict(user, cid, slots, only_waiting=policy != "evict_idle"):
             return
         self._node.metrics.limit_rejections.labels(policy=policy).inc()
-        waits = reason == "takeover" or policy == "queue" or (policy == "evict_idle" and reason == "wake")
+        # Only a start and a message's wake can be refused without losing anything.
+        refusable = reason == "start" or (reason == "wake" and policy == "reject")
+        waits = policy == "queue" or not refusable
         if waits and await self._enqueue(user, cid, reason):
             raise Queued(f"{len(slots)} of {limit} conversations are running; this one waits for its turn")
         raise LimitExceeded(limit=limit, running=sorted(c for c in slots if c != cid))
@@ -79,13 +81,22 @@ class Admission:
             freed = True
         return freed
 
-    async def _evict(self, user: str, cid: str, slots: Mapping[str, Slot]) -> bool:
-        """Hibernate the user's longest idle conversation; never a working one, never the newcomer."""
+    async def _evict(self, user: str, cid: str, slots: Mapping[str, Slot], only_waiting: bool) -> bool:
+        """Hibernate the user's longest idle conversation; never a working one, never the newcomer.
+
+        One that waits for a person does not count: it makes room whatever the policy (`only_waiting`).
+        """
         others = [other for other in slots if other != cid]
         # From the heads: the directory is a moment behind, and would name one that works, or pass one that is idle.
         heads = zip(others, await self._node.store.heads(others), strict=True)
-        idle = [(m.updated, other, m.owner) for other, m in heads if m is not None and m.owner and m.position == m.done]
-        for _, other, incarnation in sorted(idle):
+        idle = [
+            (not m.asks, m.updated, other, m.owner)
+            for other, m in heads
+            if m is not None
+            and m.owner
+            and ((m.position == m.done and not only_waiting) or (m.asks and m.cursor == m.position))
+        ]
+        for _, _, other, incarnation in sorted(idle):
             if await self._hibernate(other, incarnation):
                 log.info("idle conversation hibernated for a new one", conversation_id=other, user_id=user)
                 return True

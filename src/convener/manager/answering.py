@@ -5,63 +5,68 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import msgspec
 import structlog
 
-from convener.errors import ConvenerError, InvalidRequest
+from convener.errors import ConvenerError
+from convener.manager.asking import Answers
 from convener.manager.context import Agent
-from convener.manager.turn import Turn, to_json
+from convener.manager.traits import Codec
+from convener.manager.turn import Turn
 
 log = structlog.get_logger(__name__)
 
 
 class State:
-    """The agent's durable state, kept as text: what an agent goes on doing to its dict must not reach the next turn.
+    """The agent's durable state, kept as text: what an agent goes on doing to its state must not reach the next turn.
 
     Attributes:
         error: why it cannot be read, None if it can.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, codec: Codec) -> None:
         self._limit = limit
-        self._text = b"{}"
+        self._codec = codec
+        self._text: bytes | None = None
         self.error: str | None = None
 
     def load(self, raw: bytes | None) -> None:
         """Take what the store has."""
         try:
-            msgspec.json.decode(raw or b"{}", type=dict[str, Any])
-        except msgspec.MsgspecError as error:
-            self.error = str(error)
+            self._codec.decode(raw)
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
         else:
-            self._text = raw or b"{}"
+            self._text = raw
 
-    def copy(self) -> dict[str, Any]:
-        """The state for one turn."""
-        return msgspec.json.decode(self._text, type=dict[str, Any])
+    def copy(self) -> Any:
+        """The state for one turn; None if it cannot be read."""
+        return None if self.error is not None else self._codec.decode(self._text)
 
     def take(self, state: object) -> bytes | None:
         """Take what a turn has made of it; None if that is what it was.
 
         Raises:
-            InvalidRequest: it is not a JSON object.
+            InvalidRequest: it is not of the agent's form.
             PayloadTooLarge: it is above the limit.
         """
-        if not isinstance(state, dict):
-            raise InvalidRequest("the state must be a JSON object")
-        text = to_json(state, self._limit, "the state").encode()
-        if text == self._text:
+        text = self._codec.encode(state, self._limit)
+        before = self._text
+        if before is None:
+            before = self._codec.encode(self._codec.decode(None), self._limit)
+        if text == before:
             return None
         self._text = text
         return text
 
 
-async def call_agent(agent: Agent, turn: Turn, state_error: str | None, timeout: float | None) -> dict[str, Any] | None:
+async def call_agent(
+    agent: Agent, turn: Turn[Any], state_error: str | None, timeout: float | None, answers: Answers
+) -> dict[str, Any] | None:
     """Run one turn.
 
     Args:
         state_error: why the agent's durable state cannot be read; no turn can be run then.
-        timeout: seconds that the turn may take.
+        timeout: seconds that the turn may take, not counting those in which it waits for a person.
 
     Returns:
         None if the agent is done; else what clients are told, ``{message, code}``. The traceback, which may hold
@@ -71,7 +76,7 @@ async def call_agent(agent: Agent, turn: Turn, state_error: str | None, timeout:
     if state_error is not None:
         log.error("the state cannot be read", conversation_id=cid, error=state_error)
         return {"message": "the agent's state cannot be read", "code": "bad_state"}
-    limit = asyncio.timeout(timeout)
+    limit = answers.limit = asyncio.timeout(timeout)
     try:
         async with limit:
             await agent.run(turn)
@@ -93,4 +98,6 @@ async def call_agent(agent: Agent, turn: Turn, state_error: str | None, timeout:
         log.exception("turn failed", conversation_id=cid, turn=turn.id)
     else:
         return None
+    finally:
+        answers.limit = None
     return {"message": "the agent failed", "code": "agent_error"}

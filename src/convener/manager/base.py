@@ -15,7 +15,8 @@ from convener.core.model import Page
 InterruptResult = Literal["interrupted", "interrupting", "stale", "idle"]
 StopResult = Literal["stopped", "stopping", "already_stopped"]
 ResumeResult = Literal["resumed", "running"]
-Overlap = Literal["enqueue", "reject"]
+Overlap = Literal["enqueue", "reject", "interrupt"]
+"""What happens to a message that comes while another is being answered: it waits, is refused, or ends all before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,16 @@ class SendResult:
     message_id: str
     position: int
     duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question of the agent that waits for an answer: `deadline` is in ms since 1970, None for none."""
+
+    ask_id: str
+    prompt: Any
+    schema: Any = None
+    deadline: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +289,28 @@ class ConversationManager(ABC):
         """A page of the log (see `ConversationStore.read`). Raises `NotFound`."""
 
     @abstractmethod
+    async def answer(
+        self,
+        conversation_id: str,
+        ask_id: str,
+        data: Any,
+        *,
+        message_id: str | None = None,
+        user_id: str | None = None,
+    ) -> SendResult:
+        """Answer a question of the agent. The same `message_id` again gives the same answer.
+
+        Raises:
+            AskClosed: it is answered, has expired, or was never asked.
+            InvalidRequest: the data does not fit the question's schema (code ``invalid_answer``).
+            NotFound, ConversationStopped, InboxFull, PayloadTooLarge, OwnerUnavailable.
+        """
+
+    @abstractmethod
+    async def questions(self, conversation_id: str) -> Sequence[Question]:
+        """The questions that wait for an answer, in the order of their ids. Empty for an unknown conversation."""
+
+    @abstractmethod
     async def interrupt(self, conversation_id: str, turn: str | None = None) -> InterruptResult:
         """Stop generating: end the running turn, keep what it has said, go on with the queue.
 
@@ -287,7 +320,10 @@ class ConversationManager(ABC):
 
     @abstractmethod
     async def resume(self, conversation_id: str) -> ResumeResult:
-        """Open a stopped conversation again. Raises `NotFound`, `OwnerUnavailable` while the stop is under way."""
+        """Open a conversation again that was stopped or given up, or let a turn go on that waits to be repeated.
+
+        Raises `NotFound`, `OwnerUnavailable` while a stop is under way.
+        """
 
     @abstractmethod
     async def delete(self, conversation_id: str, reason: str = "deleted by the user") -> None:

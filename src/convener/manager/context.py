@@ -11,22 +11,26 @@ from convener.core.directory import Directory
 from convener.core.model import PUBLISH_LIMIT
 from convener.manager.lease import Lease
 from convener.manager.supervisor import Supervisor
+from convener.manager.traits import Traits
 from convener.store.base import Store
 from convener.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from convener.manager.turn import Conversation, Turn
+    from convener.manager.conversation import Conversation
+    from convener.manager.turn import Turn
 
 __all__ = ["PUBLISH_LIMIT", "Agent", "LimitPolicy", "NodeContext", "NodeOptions"]
 
 LimitPolicy = Literal["evict_idle", "reject", "queue"]
+Overlap = Literal["enqueue", "reject", "interrupt"]
+RecoveryMode = Literal["resume", "wait", "fail"]
 
 
 @runtime_checkable
 class Agent(Protocol):
     """What runs in a conversation. `run` answers one message; `methods` may be called from anywhere."""
 
-    async def run(self, turn: Turn) -> None: ...
+    async def run(self, turn: Turn[Any]) -> None: ...
 
     @property
     def methods(self) -> Mapping[str, Callable[[Conversation, Any], Awaitable[Any]]]: ...
@@ -41,7 +45,7 @@ class RecordOnly:
 
     methods: Mapping[str, Callable[[Conversation, Any], Awaitable[Any]]] = {}
 
-    async def run(self, turn: Turn) -> None:
+    async def run(self, turn: Turn[Any]) -> None:
         """Answer nothing."""
 
     async def limit(self, user_id: str) -> int | None:
@@ -59,7 +63,8 @@ class NodeOptions:
     name: str
     raised_limit: int = 4
     limit_policy: LimitPolicy = "evict_idle"
-    reject_busy: bool = False
+    overlap_policy: Overlap = "enqueue"
+    recovery: RecoveryMode = "resume"
     max_pending_messages: int = 100
     max_payload_bytes: int = 1 << 20
     lease_ttl: float = 10.0
@@ -87,6 +92,7 @@ class NodeContext:
     directory: Directory = field(default_factory=Directory)
     buried: set[str] = field(default_factory=set[str])
     draining: bool = False
+    traits: Traits = field(default_factory=Traits)
     struck: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def owns(self, incarnation: str) -> bool:

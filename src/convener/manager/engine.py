@@ -7,20 +7,18 @@ membership, recovery, calls, the listener). What is given back is given back in 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Final
 
 import structlog
 
+from convener.core.conversation import is_settled
 from convener.core.cursor import Cursor
 from convener.core.directory import LoopStatus
 from convener.core.model import ClaimReason, Created, Meta, NewMessage, SendReply
 from convener.errors import (
     ConvenerError,
     ConversationBusy,
-    ConversationFailed,
-    ConversationHeld,
     ConversationStopped,
     InboxFull,
     LimitExceeded,
@@ -33,35 +31,26 @@ from convener.errors import (
 )
 from convener.ids import new_nonce
 from convener.manager.admission import Admission, Hibernate
-from convener.manager.base import ClientSink, InterruptResult, SendResult, StopResult
+from convener.manager.base import ClientSink, SendResult, StopResult
 from convener.manager.clock import boottime
 from convener.manager.context import NodeContext
 from convener.manager.feeds import ClientFeed
 from convener.manager.intake import stop_reason
+from convener.manager.intents import Intents, refuse
+from convener.manager.jsontext import to_json
 from convener.manager.records import Records
 from convener.manager.runner import EndReason, Runner
 from convener.manager.starter import Queued, Started, Starter
 from convener.manager.supervisor import cancel_and_wait
-from convener.manager.turn import to_json
 from convener.manager.views import View, Views
 
 log = structlog.get_logger(__name__)
 
 PAUSE_S: Final = 0.25
 STOP_TIMEOUT_S: Final = 10.0
-INTERRUPT_S: Final = 2.0
 REASON_BYTES: Final = 4096
 OWED_S: Final = 0.5
-RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped"}
-
-
-def closed(cid: str, outcome: str) -> ConversationStopped:
-    """Why nothing is accepted by a conversation: outcome CLOSED, FAILED or HELD."""
-    if outcome == "FAILED":
-        return ConversationFailed(f"conversation {cid} was given up after too many crashes; resume it first")
-    if outcome == "HELD":
-        return ConversationHeld(f"a turn of conversation {cid} was cut off and waits; resume it first")
-    return ConversationStopped(f"conversation {cid} was stopped; resume it first")
+RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped", "failed": "failed", "held": "waiting"}
 
 
 class Engine:
@@ -78,6 +67,7 @@ class Engine:
         self.admission = Admission(node, self.records, self.hibernate_at)
         self.starter = Starter(node, self.views, self.records, self)
         self.admission.start = self.starter.ensure
+        self.intents = Intents(self)
         self.hibernate_elsewhere: Hibernate | None = None
 
     def begin(self) -> None:
@@ -165,7 +155,7 @@ class Engine:
     async def hibernate(self, cid: str) -> bool:
         """Release an idle conversation of this node; its clients stay. True when its slot is free."""
         runner = self.runners.get(cid)
-        if runner is None:
+        if runner is None or not self.node.traits.hibernates:
             return False
         if not await runner.hibernate():
             return False
@@ -187,7 +177,7 @@ class Engine:
             if not after:
                 continue
             for runner in list(self.runners.values()):
-                if runner.status == "idle" and boottime() - runner.idle_since > after:
+                if runner.status in ("idle", "waiting") and boottime() - runner.idle_since > after:
                     await self.hibernate(runner.cid)
 
     # -- start and send ----------------------------------------------------------------------------------------
@@ -233,32 +223,34 @@ class Engine:
             known: the id was chosen by the client, who may repeat it.
         """
         options = self.node.options
-        try:
-            reply = await self.node.store.send(
-                cid, message, max_pending=options.max_pending_messages, reject_busy=reject_busy
-            )
-        except StoreFull:
-            raise
-        except (StoreUnavailable, asyncio.CancelledError):
-            # It may be stored all the same.
-            self._owed[cid] = None
-            raise
-        if reply.outcome == "NOT_FOUND":
-            raise NotFound(f"no conversation {cid}")
-        if reply.outcome in ("CLOSED", "FAILED", "HELD"):
-            raise closed(cid, reply.outcome)
+        sent = self.node.store.send(cid, message, max_pending=options.max_pending_messages, reject_busy=reject_busy)
+        reply = await self.owing(cid, sent)
+        refuse(cid, reply)
         if reply.outcome == "FULL":
             raise InboxFull(f"{options.max_pending_messages} messages wait for an answer", retry_after=1.0)
         if reply.outcome == "BUSY":
             raise ConversationBusy("a message is being answered", retry_after=1.0)
-        await self._make_answered(cid, message.message_id, reply)
+        await self.make_answered(cid, message, reply, "wake")
         return SendResult(message.message_id, reply.position, reply.outcome == "DUP" and known)
 
-    async def _make_answered(self, cid: str, message_id: str, reply: SendReply) -> None:
+    async def owing(self, cid: str, put: Awaitable[SendReply]) -> SendReply:
+        """Await a step that puts something into the inbox. If its outcome is unknown it may be stored all the same,
+        and is looked after.
+        """
+        try:
+            return await put
+        except StoreFull:
+            raise
+        except (StoreUnavailable, asyncio.CancelledError):
+            self._owed[cid] = None
+            raise
+
+    async def make_answered(self, cid: str, message: NewMessage, reply: SendReply, reason: ClaimReason) -> None:
+        """Make sure that somebody answers what was put into the inbox. Raises as `ConversationManager` says."""
         if self.is_answering(cid, reply.owner):
             return
         try:
-            await self.starter.ensure(cid, "wake")
+            await self.starter.ensure(cid, reason)
         except Queued:
             return
         except ConversationStopped:
@@ -270,7 +262,7 @@ class Engine:
             raise
         except LimitExceeded:
             # Only who appended it may take it back: a repeated one may have been acknowledged already.
-            if reply.outcome != "OK" or await self.node.store.unsend(cid, message_id, reply.position) == "OK":
+            if reply.outcome != "OK" or await self.node.store.unsend(cid, message.message_id, reply.position) == "OK":
                 raise
 
     async def _wake_owed(self) -> None:
@@ -279,15 +271,19 @@ class Engine:
             await asyncio.sleep(OWED_S)
             for cid in list(self._owed):
                 try:
-                    meta = await self.node.store.head(cid)
-                    if meta is not None and meta.position > meta.done and not self.is_answering(cid, meta.owner):
-                        await self.starter.ensure(cid, "wake")
+                    await self.wake_if_owed(cid, "wake")
                 except (StoreUnavailable, OwnerUnavailable, OwnershipLost) as error:
                     if not isinstance(error, Queued):
                         continue
                 except ConvenerError as error:
                     log.info("a stored message is not answered now", conversation_id=cid, error=str(error))
                 self._owed.pop(cid, None)
+
+    async def wake_if_owed(self, cid: str, reason: ClaimReason) -> None:
+        """Start a conversation in which something is unanswered and nobody is about to answer. Raises as a start."""
+        meta = await self.node.store.head(cid)
+        if meta is not None and not is_settled(meta) and not self.is_answering(cid, meta.owner):
+            await self.starter.ensure(cid, reason)
 
     def is_answering(self, cid: str, owner: str) -> bool:
         """Whether `owner` will answer: not nobody, not known to be buried, and not a former start of this node."""
@@ -342,42 +338,6 @@ class Engine:
     async def _end_feed(self, feed: ClientFeed) -> None:
         await cancel_and_wait(feed.task)
         await self.views.release(feed.view)
-
-    # -- interrupt ---------------------------------------------------------------------------------------------
-
-    async def interrupt(self, cid: str, turn: str) -> InterruptResult:
-        """INTERRUPT, then the outcome awaited for a moment. Raises as `ConversationManager.interrupt`."""
-        view = await self.views.acquire(cid)
-        try:
-            before = view.place
-            reply = await self.node.store.interrupt(cid, turn)
-            match reply.outcome:
-                case "NOT_FOUND":
-                    raise NotFound(f"no conversation {cid}")
-                case "CLOSED" | "FAILED" | "HELD":
-                    raise closed(cid, reply.outcome)
-                case "FULL":
-                    raise InboxFull("too many requests wait for the conversation's owner", retry_after=1.0)
-                case "IDLE":
-                    return "idle"
-                case "STALE":
-                    return "stale"
-                case "OK":
-                    pass
-            if not self.is_answering(cid, reply.owner):
-                with contextlib.suppress(Queued):
-                    await self.starter.ensure(cid, "wake")
-            ended: str | None = None
-
-            def has_ended() -> bool:
-                nonlocal ended
-                ended = view.ended_since(before, turn)
-                return ended is not None
-
-            await view.wait_for(has_ended, INTERRUPT_S)
-            return "interrupting" if ended is None else "interrupted" if ended == "turn_interrupted" else "stale"
-        finally:
-            await self.views.release(view)
 
     # -- stop --------------------------------------------------------------------------------------------------
 

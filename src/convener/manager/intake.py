@@ -12,14 +12,14 @@ from typing import Final, cast
 import msgspec
 
 from convener.core.cursor import Cursor
-from convener.core.model import EntryKind, InboxEntry, Meta
+from convener.core.model import REMEMBERED, EntryKind, InboxEntry, Meta
 from convener.core.replay import Replay
 from convener.core.view import Place
 from convener.manager.views import Publication
 from convener.store.base import ConversationStore
 
 PAGE: Final = 256
-KINDS: Final = frozenset({"message", "stop", "interrupt"})
+KINDS: Final = REMEMBERED | {"stop", "interrupt"}
 CHUNK_BYTES: Final = 512 << 10
 REASON_LENGTH: Final = 4096
 
@@ -67,9 +67,9 @@ class Intake:
         if found is None:
             return None
         meta, entries = found
-        ids = [e.message_id for e in entries if e.kind == "message"]
+        ids = [e.message_id for e in entries if e.kind in REMEMBERED]
         seen = dict(zip(ids, await store.seen(cid, ids), strict=True)) if ids else {}
-        good = [e for e in entries if e.kind != "message" or seen.get(e.message_id) == e.position]
+        good = [e for e in entries if e.kind not in REMEMBERED or seen.get(e.message_id) == e.position]
         self.taken = meta.cursor
         upto = max(entries[-1].position if entries else 0, meta.cursor)
         self.behind = misses != self._misses or self._highest > upto

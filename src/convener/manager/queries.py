@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from convener.core.conversation import is_settled
 from convener.core.directory import Directory, LoopStatus, Record
 from convener.core.model import Meta
 from convener.ids import check_id, node_of
@@ -61,7 +62,7 @@ def info_of_head(node: NodeContext, cid: str, meta: Meta) -> AgentLoopInfo:
         conversation_id=cid,
         user_id=meta.user,
         status=status_of_head(node, meta),
-        busy=bool(meta.owner) and meta.position > meta.done,
+        busy=bool(meta.owner) and meta.position > meta.done and not meta.asks,
         node=node_of(meta.owner),
         epoch=meta.epoch,
         last_seq=meta.seq,
@@ -74,10 +75,14 @@ def info_of_head(node: NodeContext, cid: str, meta: Meta) -> AgentLoopInfo:
 
 def status_of_head(node: NodeContext, meta: Meta) -> LoopStatus:
     """The head says more than the directory, which is a moment behind."""
-    if meta.status == "stopped":
-        return "stopped"
+    if meta.status in ("stopped", "failed"):
+        return "stopped" if meta.status == "stopped" else "failed"
+    if meta.status == "held":
+        return "waiting"
     if not meta.owner:
-        return "starting" if meta.epoch == 0 or meta.position > meta.done else "hibernated"
+        if meta.epoch == 0 or not is_settled(meta):
+            return "starting"
+        return "waiting" if meta.asks else "hibernated"
     if meta.owner in node.buried:
         return "recovering"
-    return "running" if meta.position > meta.done else "idle"
+    return "waiting" if meta.asks else "running" if meta.position > meta.done else "idle"

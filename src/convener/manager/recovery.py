@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from convener.core.conversation import is_settled
 from convener.core.directory import Record
 from convener.core.model import Meta
 from convener.core.placement import rendezvous
@@ -115,11 +116,11 @@ class Recovery:
                     return
             elif await store.disown(cid, meta.owner, meta.epoch) != "OK":
                 return
-        elif meta is not None and not meta.owner and meta.status != "stopped":
+        elif meta is not None and not meta.owner and meta.status == "running":
             # A claim of the dead may be on its way: raise the epoch before the record goes.
             if await store.disown(cid, "", meta.epoch) != "OK":
                 return
-            waits = meta.position > meta.done or await self._was_queued(cid, record.user)
+            waits = not is_settled(meta) or await self._was_queued(cid, record.user)
             if waits and not await self._claim(cid, began):
                 return
         elif meta is not None and (meta.owner == incarnation or self._leads_nowhere(cid, meta.owner)):
@@ -133,7 +134,8 @@ class Recovery:
 
     def _has_work(self, cid: str, meta: Meta) -> bool:
         view = self._engine.views.get(cid)
-        return meta.position > meta.done or (view is not None and bool(view.feeds))
+        keeps = meta.status == "running" and self._node.traits.keeps_running
+        return not is_settled(meta) or keeps or (view is not None and bool(view.feeds))
 
     async def _was_queued(self, cid: str, user: str) -> bool:
         """Whether its start waits in the name of a buried node: nobody tries it any more, and it keeps its place."""
@@ -167,4 +169,4 @@ class Recovery:
 
 
 def _is_open(meta: Meta | None) -> bool:
-    return meta is not None and meta.position > meta.done
+    return meta is not None and not is_settled(meta)

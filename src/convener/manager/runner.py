@@ -10,27 +10,32 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, cast
 
 import msgspec
 import structlog
 
 from convener.core import wire
 from convener.core.directory import LoopStatus
+from convener.core.ledger import ANSWER, Answer
 from convener.core.model import ClaimReason, InboxEntry, LogEntry, Meta
 from convener.errors import ConvenerError, StoreUnavailable
 from convener.manager.appender import Appender, Update
 from convener.manager.clock import boottime, wall_ms
-from convener.manager.context import NodeContext
+from convener.manager.context import NodeContext, RecoveryMode
+from convener.manager.conversation import Conversation
 from convener.manager.intake import Intake, chunks, stop_reason, unanswered
-from convener.manager.turn import Conversation, Input
-from convener.manager.turns import Turns
+from convener.manager.traits import Interrupted
+from convener.manager.turn import Input
+from convener.manager.turns import Pending, Turns
 from convener.manager.views import Publication, View
 
 log = structlog.get_logger(__name__)
 
 RETRY_PAUSE_S: Final = 0.1
-EndReason = Literal["released", "stopped", "lost", "diverged", "closed"]
+DECIDE_S: Final = 30.0
+STRUCK: Final = "the turn was given up: three nodes in a row went down while it ran"
+EndReason = Literal["released", "stopped", "failed", "held", "lost", "diverged", "closed"]
 
 
 class Host(Protocol):
@@ -171,8 +176,56 @@ class Runner:
                 continue
             self._turns.state.load(raw)
             self._turns.load(replay, self.reason)
-            self._loaded = True
+            if await self._may_go_on():
+                self._loaded = True
             return
+
+    # -- after a crash -------------------------------------------------------------------------------------------
+
+    async def _may_go_on(self) -> bool:
+        """What becomes of a turn that was cut off when its node went down. False if the conversation is parked."""
+        head = self._turns.head
+        if self.reason != "takeover" or head is None or not head.attempts or self._meta.asks:
+            return True
+        if self._turns.is_struck:
+            await self._park("failed", "too_many_takeovers", STRUCK)
+            return False
+        mode = await self._recovery_mode(head)
+        if mode == "wait":
+            await self._park("held", "", "")
+            return False
+        if mode == "fail":
+            update = Update([])
+            self._turns.give_up_head(update, "recovery_failed", "the turn was cut off by a crash and is not repeated")
+            self._appender.submit(update)
+        return True
+
+    async def _recovery_mode(self, head: Pending) -> RecoveryMode:
+        """The application's own decision, else the setting. A decision that fails must not lose the conversation."""
+        mode = self._node.options.recovery
+        if self._node.traits.recover is None:
+            return mode
+        steps = tuple(step.name for step in head.record.steps)
+        cut = Interrupted(self.conversation(), head.turn, head.message, head.attempts, steps)
+        try:
+            async with asyncio.timeout(DECIDE_S):
+                return await self._node.traits.recover(cut) or mode
+        except Exception:
+            log.exception("on_recover failed; the setting decides", conversation_id=self.cid, turn=head.turn)
+            return mode
+
+    async def _park(self, status: Literal["failed", "held"], code: str, message: str) -> None:
+        """Leave the conversation to whoever says `resume`: nothing is started unasked."""
+        update = Update([], closing=status)
+        if status == "failed":
+            self._turns.give_up_head(update, code, message)
+        log.warning("the conversation waits for resume", conversation_id=self.cid, status=status)
+        self._leaving = True
+        try:
+            await asyncio.shield(self._appender.submit(update).written)
+        except ConvenerError:
+            return
+        self._finish(status)
 
     # -- inbox ---------------------------------------------------------------------------------------------------
 
@@ -235,13 +288,18 @@ class Runner:
                 continue
             if entry.kind == "interrupt":
                 presses.append(str(data))
-                continue
-            update.events.append(wire.input_event(entry))
-            message = Input(entry.position, entry.message_id, entry.user, data, entry.ts)
-            self._turns.add(message, seq + len(update.events))
+            elif entry.kind == "answer":
+                self._take_answer(update, entry, data)
+            else:
+                if entry.kind == "interrupting":
+                    self._turns.halt(entry.position)
+                update.events.append(wire.input_event(entry))
+                message = Input(entry.position, entry.message_id, entry.user, data, entry.ts)
+                self._turns.add(message, seq + len(update.events), "alarm" if entry.kind == "alarm" else "new")
         self._intake.taken = max(upto, before)
         for turn in presses:
             self._turns.press(turn)
+        update.halted = self._turns.halted
         update.cursor = self._reached()
         started = self._turns.begin_next(update)
         if not self._turns.busy:
@@ -251,6 +309,24 @@ class Runner:
             self._turns.launch(started, self._appender.submit(update))
         self._report()
         self._wake.set()
+
+    def _take_answer(self, update: Update, entry: InboxEntry, data: Any) -> None:
+        """Log an answer under the turn that asked, and let that turn go on."""
+        fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+        ask_id = str(fields.get("ask_id", ""))
+        answer = Answer(fields.get("data"), fields.get("expired") is True)
+        if answer.expired:
+            logged: dict[str, Any] = {"ask_id": ask_id, "expired": True}
+        else:
+            logged = {
+                "ask_id": ask_id,
+                "message_id": entry.message_id,
+                "user_id": entry.user,
+                "data": answer.data,
+            }
+        text = msgspec.json.encode(logged).decode()
+        update.events.append(wire.event(ANSWER, ask_id.rpartition(".")[0], entry.ts, text))
+        self._turns.answered(ask_id, answer)
 
     def _reached(self) -> int:
         """The position up to which everything is taken in.
@@ -320,7 +396,9 @@ class Runner:
 
         From sending RELEASE until its outcome is known this node does not act under the epoch (I13, model_wake).
         """
-        if self.busy or self._leaving or self._end is not None or self._stop is not None:
+        if self._leaving or self._end is not None or self._stop is not None or self._intake.behind:
+            return False
+        if self.busy and not self._turns.waiting:
             return False
         if not self._appender.quiet or not self._node.lease.valid():
             return False
@@ -329,6 +407,8 @@ class Runner:
         return await asyncio.shield(self._release())
 
     async def _release(self) -> bool:
+        # A turn that waits for a person is begun again when the answer has come.
+        await self._turns.suspend()
         while self._end is None:
             try:
                 seq = self._appender.written_seq
@@ -352,7 +432,10 @@ class Runner:
         """
         deadline = boottime() + timeout
         while self._end is None and (
-            self._turns.running or self._intake.behind or not self._loaded or not self._appender.quiet
+            (self._turns.running and not self._turns.waiting)
+            or self._intake.behind
+            or not self._loaded
+            or not self._appender.quiet
         ):
             if boottime() > deadline:
                 return
@@ -368,12 +451,12 @@ class Runner:
         await self._ended.wait()
 
     def _report(self) -> None:
-        status: LoopStatus = "running" if self._turns.busy else "idle"
+        status: LoopStatus = "waiting" if self._turns.waiting else "running" if self._turns.busy else "idle"
         if self._suspended:
             status = "recovering"
         elif not self._loaded:
             status = "starting"
-        if status == "idle" and self.status != "idle":
+        if status in ("idle", "waiting") and self.status != status:
             self.idle_since = boottime()
         if status != self.status:
             self.status, self.since = status, wall_ms()

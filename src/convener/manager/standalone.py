@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Self
 from convener.core.cursor import Cursor
 from convener.core.directory import LISTED
 from convener.core.lease import LeaseTerms
-from convener.core.model import NewMessage, Page
+from convener.core.model import Page
 from convener.errors import (
     CallTimeout,
     ConfigurationError,
@@ -33,24 +33,21 @@ from convener.manager.base import (
     AgentLoopInfo,
     ClientSink,
     ConversationHandle,
-    ConversationManager,
-    InterruptResult,
     ListedConversation,
-    Overlap,
-    ResumeResult,
-    SendResult,
-    StopResult,
 )
 from convener.manager.context import Agent, NodeContext, NodeOptions, RecordOnly
 from convener.manager.engine import Engine
 from convener.manager.health import Health
+from convener.manager.jsontext import to_json
 from convener.manager.lease import Lease
 from convener.manager.members import Members
 from convener.manager.ops import NodeInfo, Readiness
 from convener.manager.recovery import Recovery
+from convener.manager.requests import Requests
 from convener.manager.sockets import SocketIOSink
 from convener.manager.supervisor import Supervisor
-from convener.manager.turn import to_json
+from convener.manager.timers import Timers
+from convener.manager.traits import traits_of
 from convener.manager.views import View
 from convener.store.base import Store
 from convener.store.memory import MemoryStore
@@ -61,7 +58,7 @@ MAX_CALL_S: Final = 3600.0
 
 
 @dataclass(eq=False)
-class StandaloneConversationManager(ConversationManager):
+class StandaloneConversationManager(Requests):
     """Runs conversations in this process.
 
     Args:
@@ -139,6 +136,7 @@ class StandaloneConversationManager(ConversationManager):
             options=options,
             metrics=metrics,
             agent=self.agent if self.agent is not None else RecordOnly(),
+            traits=traits_of(self.agent),
             supervisor=Supervisor(lambda name: metrics.background_restarts.labels(task=name.split(" ")[0]).inc()),
             lease=Lease(self._terms(options)),
             incarnation=new_incarnation(options.name),
@@ -183,6 +181,7 @@ class StandaloneConversationManager(ConversationManager):
         node = self.engine.node
         self._health = Health(self.engine, self._members, node.options.ready_without_store)
         node.supervisor.keep("gauges", self._health.run)
+        node.supervisor.keep("timers", Timers(self.engine, self._members.live).run)
 
     async def _end(self) -> None:
         """Nothing is owned any more, or recovery takes it: a clean exit buries itself."""
@@ -294,43 +293,6 @@ class StandaloneConversationManager(ConversationManager):
         found = queries.listed(directory, user_id, filter_to_sids)
         return [queries.info_of_record(directory, node, record) for node, record in found]
 
-    # -- messages ------------------------------------------------------------------------------------------------
-
-    async def send_to_event_stream(
-        self,
-        connection_id: str,
-        data: Any,
-        *,
-        message_id: str | None = None,
-        overlap: Overlap | None = None,
-    ) -> SendResult:
-        """See `ConversationManager`."""
-        feed = self.engine.feeds.get(connection_id)
-        if feed is None:
-            raise NotFound(f"no connection {connection_id}")
-        return await self.send_event_to_conversation(
-            feed.view.cid, data, user_id=feed.user_id or None, message_id=message_id, overlap=overlap
-        )
-
-    async def send_event_to_conversation(
-        self,
-        conversation_id: str,
-        data: Any,
-        *,
-        user_id: str | None = None,
-        message_id: str | None = None,
-        overlap: Overlap | None = None,
-    ) -> SendResult:
-        """See `ConversationManager`."""
-        cid = check_id(conversation_id, "conversation_id")
-        if overlap not in (None, "enqueue", "reject"):
-            raise InvalidRequest("overlap must be enqueue or reject")
-        reject = self.engine.node.options.reject_busy if overlap is None else overlap == "reject"
-        message = self._message(data, queries.checked_user(user_id), message_id)
-        result = await self.engine.send(cid, message, known=message_id is not None, reject_busy=reject)
-        self.metrics.messages.labels(result="duplicate" if result.duplicate else "accepted").inc()
-        return result
-
     # -- calls ---------------------------------------------------------------------------------------------------
 
     async def call(self, conversation_id: str, method: str, params: Any = None, timeout: float = 30.0) -> Any:
@@ -392,33 +354,6 @@ class StandaloneConversationManager(ConversationManager):
     async def disconnect_from_session(self, connection_id: str) -> None:
         """See `ConversationManager`."""
         await self.engine.leave(connection_id)
-
-    async def close_session(self, conversation_id: str, reason: str = "stopped by the user") -> StopResult:
-        """See `ConversationManager`."""
-        return await self.engine.stop(check_id(conversation_id, "conversation_id"), reason)
-
-    async def interrupt(self, conversation_id: str, turn: str | None = None) -> InterruptResult:
-        """See `ConversationManager`."""
-        cid = check_id(conversation_id, "conversation_id")
-        return await self.engine.interrupt(cid, "" if turn is None else check_id(turn, "turn"))
-
-    async def resume(self, conversation_id: str) -> ResumeResult:
-        """See `ConversationManager`."""
-        outcome = await self.engine.node.store.resume(check_id(conversation_id, "conversation_id"))
-        if outcome == "NOT_FOUND":
-            raise NotFound(f"no conversation {conversation_id}")
-        if outcome == "BUSY":
-            raise OwnerUnavailable("the conversation is still being stopped; try again", retry_after=1.0)
-        view = self.engine.views.get(conversation_id)
-        if view is not None and outcome == "OK":
-            view.resumed()
-        return "resumed" if outcome == "OK" else "running"
-
-    async def delete(self, conversation_id: str, reason: str = "deleted by the user") -> None:
-        """See `ConversationManager`."""
-        cid = check_id(conversation_id, "conversation_id")
-        await self.engine.stop(cid, reason)
-        await self.engine.erase(cid)
 
     def get_agent_session(self, conversation_id: str) -> Any | None:
         """See `ConversationManager`."""
@@ -488,13 +423,3 @@ class StandaloneConversationManager(ConversationManager):
     async def audit(self, conversation_ids: Sequence[str] | None = None) -> Mapping[str, Any]:
         """Check the invariants of these conversations, or of all: ``{checked, violations, conversations, nodes}``."""
         return await self._health.audit(conversation_ids)
-
-    # -- input ---------------------------------------------------------------------------------------------------
-
-    def _message(self, data: Any, user: str | None, message_id: str | None) -> NewMessage:
-        ident = new_id() if message_id is None else check_id(message_id, "message_id")
-        return NewMessage(ident, user or "", to_json(data, self.engine.node.options.max_payload_bytes, "data"))
-
-    def _metadata(self, settings: Any, metadata: Mapping[str, Any] | None) -> str:
-        merged = dict(metadata or {}) | ({} if settings is None else {"settings": settings})
-        return to_json(merged, self.engine.node.options.max_payload_bytes, "metadata")

@@ -22,9 +22,11 @@ from typing import Final, Literal, Protocol, TypeVar
 import structlog
 
 from convener.core.admission import Slot
-from convener.core.model import ClaimReason, ClaimRequest, Meta
+from convener.core.model import ClaimReason, ClaimRequest, Meta, Status
 from convener.errors import (
     ConvenerError,
+    ConversationFailed,
+    ConversationHeld,
     ConversationStopped,
     NotFound,
     OwnershipLost,
@@ -66,6 +68,15 @@ class _Attempt:
     incarnation: str
     slot: bool = False
     view: View | None = None
+
+
+def closed(cid: str, status: Status) -> ConversationStopped:
+    """Why a conversation with this status is not started."""
+    if status == "failed":
+        return ConversationFailed(f"conversation {cid} was given up after too many crashes; resume it first")
+    if status == "held":
+        return ConversationHeld(f"a turn of conversation {cid} was cut off and waits; resume it first")
+    return ConversationStopped(f"conversation {cid} was stopped; resume it first")
 
 
 class Queued(OwnerUnavailable):
@@ -182,7 +193,7 @@ class Starter:
         if meta is None:
             raise NotFound(f"no conversation {cid}")
         if meta.status != "running":
-            raise ConversationStopped(f"conversation {cid} was stopped")
+            raise closed(cid, meta.status)
         if self._is_live(meta.owner):
             return Started(meta.owner, meta.epoch, here=False)
         if runner is not None:
@@ -278,7 +289,7 @@ class Starter:
             if reply.outcome == "OK" and reply.meta is not None:
                 return self._owned(attempt, reply.meta, request.reason)
             if reply.outcome == "CLOSED":
-                raise ConversationStopped(f"conversation {attempt.cid} was stopped")
+                raise closed(attempt.cid, "stopped" if reply.meta is None else reply.meta.status)
             if reply.outcome == "NOT_FOUND" or reply.meta is None:
                 raise NotFound(f"no conversation {attempt.cid}")
             meta = reply.meta

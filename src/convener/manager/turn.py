@@ -1,4 +1,4 @@
-"""What an agent gets: one turn, and the conversation around it."""
+"""What an agent gets: one turn."""
 
 from __future__ import annotations
 
@@ -6,65 +6,38 @@ import asyncio
 import contextlib
 import inspect
 import random
-import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, cast
 
 import msgspec
+from typing_extensions import TypeVar
 
-from convener.core import cursor as cursors
 from convener.core import wire
-from convener.core.cursor import Cursor
-from convener.core.directory import LoopStatus
-from convener.core.ledger import STEP, Ledger, Mismatch
-from convener.core.view import START, Place
-from convener.errors import ConvenerError, InvalidRequest, NotFound, OwnershipLost, PayloadTooLarge
+from convener.core.ledger import ASK, STEP, Ledger, Mismatch
+from convener.errors import AskExpired, ConvenerError, InvalidRequest, OwnershipLost, PayloadTooLarge
 from convener.ids import check_id
 from convener.manager.appender import Ticket
-from convener.manager.views import decode
+from convener.manager.asking import Answers, Schema, check_schema
+from convener.manager.clock import wall_ms
+from convener.manager.conversation import Conversation
+from convener.manager.jsontext import to_json
+from convener.manager.streaming import TEXT, Streamer
+from convener.manager.timers import ASK_TIMER, insist
 
 if TYPE_CHECKING:
     from convener.manager.context import NodeContext
     from convener.manager.runner import Runner
 
-Reason = Literal["new", "retry", "takeover", "handoff"]
+Reason = Literal["new", "retry", "takeover", "handoff", "alarm"]
+S = TypeVar("S", default=dict[str, Any])
 
 RESERVED: Final = frozenset(
     {"open", "input", "turn_started", "step", "reply", "ask", "answer", "turn_done", "turn_failed"}
     | {"turn_interrupted", "stopped", "damaged"}
 )
-PAGE: Final = 256
-MAX_DEPTH: Final = 200
-"""Levels of a value: far below what any JSON decoder on its way takes, whatever is wrapped around it."""
-
-_NO_BRACKET: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+')
-_STEPS: Final = [1 if chr(byte) in "[{" else -1 for byte in range(256)]
-
-
-def to_json(value: Any, limit: int, what: str) -> str:
-    """JSON text of a value.
-
-    Raises:
-        InvalidRequest: it is not a JSON value, or nests too deep.
-        PayloadTooLarge: the text is longer than `limit` bytes.
-    """
-    try:
-        text = msgspec.json.encode(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{what} is not a JSON value: {error}") from error
-    if len(text) > limit:
-        raise PayloadTooLarge(f"{what} is {len(text)} bytes, the limit is {limit}")
-    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-        raise InvalidRequest(f"{what} nests deeper than {MAX_DEPTH} levels")
-    return text.decode()
-
-
-def _depth(text: bytes) -> int:
-    """How deep JSON text nests. Strings are cut out first: they may hold brackets."""
-    return max(accumulate(map(_STEPS.__getitem__, _NO_BRACKET.sub(b"", text))), default=0)
+MAX_TIMEOUT_S: Final = 10 * 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,85 +60,6 @@ class Input:
     ts: int
 
 
-class Conversation:
-    """The conversation as its agent sees it."""
-
-    def __init__(self, node: NodeContext, runner: Runner, before: int | None = None) -> None:
-        self._node = node
-        self._runner = runner
-        self._before = before
-
-    @property
-    def id(self) -> str:
-        """The conversation's id."""
-        return self._runner.cid
-
-    @property
-    def user_id(self) -> str:
-        """Whose conversation it is; "" if nobody's."""
-        return self._runner.user
-
-    @property
-    def epoch(self) -> int:
-        """The current ownership's fencing token."""
-        return self._runner.epoch
-
-    @property
-    def status(self) -> LoopStatus:
-        """The loop's status."""
-        return self._runner.status
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The metadata as it was when this node took the conversation over."""
-        return self._runner.metadata
-
-    async def events(self, after: str | int | None = None) -> AsyncIterator[dict[str, Any]]:
-        """Log entries after a cursor or number, in order, as clients get them: ``{seq, cursor, epoch, kind, …}``."""
-        place = Cursor() if after is None else cursors.parse(after)
-        if place is None:
-            raise InvalidRequest("after is neither a cursor nor a number", code="invalid_cursor")
-        while True:
-            page = await self._node.store.read(self.id, place, PAGE)
-            if page is None:
-                raise NotFound(f"no conversation {self.id}")
-            before = START
-            for entry in page.entries:
-                item = decode(entry, before, page.generation)
-                before = item.place
-                yield item.payload
-            if not page.entries or before >= Place(*page.tip):
-                return
-            place = Cursor(page.generation, before)
-
-    async def history(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Finished turns as ``{role, data}``, oldest first; with `limit`, the last so many messages.
-
-        The current input is not part of it, nor are messages that arrived meanwhile.
-        """
-        inputs: dict[str, Any] = {}
-        replies: dict[str, list[Any]] = {}
-        out: list[dict[str, Any]] = []
-        async for event in self.events():
-            kind, turn = event["kind"], event["turn"]
-            if kind == "input":
-                inputs[turn] = event["data"]["data"]
-            elif kind == "reply":
-                replies.setdefault(turn, []).append(event["data"])
-            elif kind in ("turn_done", "turn_interrupted") and turn in inputs and self._is_before(turn):
-                out.append({"role": "user", "data": inputs.pop(turn)})
-                out += [{"role": "assistant", "data": data} for data in replies.pop(turn, [])]
-        return out if limit is None else out[-limit:] if limit > 0 else []
-
-    def _is_before(self, turn: str) -> bool:
-        return self._before is None or wire.turn_position(turn) < self._before
-
-
-def _joined(pieces: list[Any]) -> Any:
-    """Pieces of one part as one value: text is joined, other pieces make a list."""
-    return "".join(pieces) if all(isinstance(piece, str) for piece in pieces) else pieces
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An entry that a turn writes: its kind, its data, and the data's JSON text."""
@@ -175,9 +69,14 @@ class Entry:
     text: str
 
 
-Recorder = Callable[[Sequence[Entry]], Ticket]
-"""Writes entries of the running turn now, in one append; without entries, the ticket of the turn's start. Raises
-`OwnershipLost` if the turn is not the current one any more."""
+class Recorder(Protocol):
+    """Writes entries of the running turn now, in one append; without entries, the ticket of the turn's start.
+
+    `asks` are questions that are opened with them: id and JSON text. Raises `OwnershipLost` if the turn is not the
+    current one any more.
+    """
+
+    def __call__(self, entries: Sequence[Entry], asks: Sequence[tuple[str, str]] = ()) -> Ticket: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +110,8 @@ class StepFailed(ConvenerError):
 _step_key: ContextVar[str] = ContextVar("convener_step_key", default="")
 
 
-class Turn:
-    """The processing of one message.
+class Turn(Generic[S]):
+    """The processing of one message. `S` is the type of the agent's state.
 
     What a turn writes is held until it ends and then appended as one batch together with `state`: a turn that dies
     in between is repeated whole, with `attempt` one higher, and leaves nothing behind. Durable steps (`step`) are the
@@ -226,9 +125,10 @@ class Turn:
         message: Input,
         attempt: int,
         reason: Reason,
-        state: dict[str, Any],
+        state: S,
         ledger: Ledger,
         record: Recorder,
+        answers: Answers,
     ) -> None:
         self._node = node
         self._limit = node.options.max_payload_bytes
@@ -237,13 +137,16 @@ class Turn:
         self.attempt = attempt
         self.reason: Reason = reason
         self.state = state
-        self.conversation = Conversation(node, runner, before=message.position)
+        self.conversation = Conversation(node, runner, self)
         self.fence = Fence(runner.cid, runner.epoch, self.id)
         self._ledger = ledger
         self._record = record
+        self._answers = answers
         self._entries: list[Entry] = []
-        self._pieces: dict[str, list[Any]] = {}
+        self._streamer = Streamer(node, runner.cid, runner.epoch, self.id, attempt, record(()))
         self._size = 0
+        self._streamed = 0
+        self._steps = 0
 
     @property
     def data(self) -> Any:
@@ -268,18 +171,30 @@ class Turn:
 
     async def reply(self, data: Any) -> None:
         """Answer: a `reply` entry. Raises `PayloadTooLarge`, `InvalidRequest` (not JSON)."""
-        self._pieces.clear()
         self._hold("reply", data)
+        self._streamer.replace()
 
     async def stream(self, piece: Any, part: str = "text", type: str = "text") -> None:  # noqa: A002 - the interface's name
-        """Answer piece by piece. Pieces of one part are joined; at the end of the turn they become one `reply`,
-        ``{part: joined}``, unless `reply` is called. Raises `PayloadTooLarge`.
+        """Answer piece by piece: clients get each piece as it comes, and all of them at the end as one `reply`,
+        ``{part: joined}``, unless `reply` is called. A slow client never holds the agent up.
+
+        Args:
+            piece: a string for the type "text", whose pieces are joined; any JSON value for other types, whose pieces
+                make a list.
+            part: which part of the answer it belongs to ("text", "reasoning", …); a part has one type.
+
+        Raises:
+            InvalidRequest: the piece does not fit the type, or the part has another.
+            PayloadTooLarge: more than `max_payload_bytes` were streamed.
         """
         check_id(part, "part")
-        if type == "text" and not isinstance(piece, str):
+        check_id(type, "type")
+        if type == TEXT and not isinstance(piece, str):
             raise InvalidRequest("a piece of type text must be a string")
-        self._count(to_json(piece, self._limit, "the piece"))
-        self._pieces.setdefault(part, []).append(piece)
+        self._streamed += len(to_json(piece, self._limit, "the piece"))
+        if self._streamed > self._limit:
+            raise PayloadTooLarge(f"the turn has streamed more than {self._limit} bytes")
+        self._streamer.add(piece, part, type)
 
     async def emit(self, kind: str, data: Any) -> None:
         """Write an entry of a kind of your own. Raises `InvalidRequest` for a reserved or malformed kind."""
@@ -339,6 +254,7 @@ class Turn:
         # then in the log as well.
         held, self._entries = self._entries, []
         await asyncio.shield(self._record(held).written)
+        self._steps += 1
         token = _step_key.set(f"{self.fence.conversation_id}/{self.id}/{name}/{number}")
         data: dict[str, Any] = {"name": name, "number": number}
         failure: Exception | None = None
@@ -350,6 +266,7 @@ class Turn:
             failure = error
             data["error"] = {"type": error.__class__.__name__, "message": str(error)}
         finally:
+            self._steps -= 1
             _step_key.reset(token)
         text = to_json(data, self._limit, f"the result of step {name}")
         await asyncio.shield(self._record([Entry(STEP, data, text)]).written)
@@ -373,14 +290,68 @@ class Turn:
                     raise
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
+    # -- people ----------------------------------------------------------------------------------------------------
+
+    async def ask(self, prompt: Any, schema: Schema | None = None, timeout: float | None = None) -> Any:
+        """Ask the user, and wait for the answer as long as it takes: through crashes, deploys and days.
+
+        While it waits the conversation may leave memory, and then holds none of the user's slots. The turn is begun
+        again when the answer comes: put what must not be done twice into steps. What is asked must be the same in
+        every attempt: put what makes the prompt into a step, if it is not.
+
+        Args:
+            prompt: any JSON value; shown by clients.
+            schema: a JSON Schema (draft 2020-12) that the answer must fit.
+            timeout: seconds after which nobody may answer any more.
+
+        Returns:
+            the answer's data.
+
+        Raises:
+            AskExpired: nobody has answered in time.
+            InvalidRequest: the schema is not one.
+        """
+        check_schema(schema)
+        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
+            raise InvalidRequest("timeout must be above 0 and at most ten years of seconds")
+        asked_for = to_json({"prompt": prompt, "schema": schema}, self._limit, "the question")
+        question = msgspec.json.decode(asked_for, type=dict[str, Any])
+        asked = self._ledger.question(question["prompt"], question["schema"])
+        ask_id = await self._open(question, timeout) if asked is None else asked.ask_id
+        answer = await self._answers.wait(ask_id)
+        if answer.expired:
+            raise AskExpired("nobody has answered the question in time")
+        return answer.data
+
+    async def _open(self, question: dict[str, Any], timeout: float | None) -> str:
+        ask_id = f"{self.id}.{self._ledger.next_question()}"
+        deadline = None if timeout is None else wall_ms() + int(timeout * 1000)
+        if deadline is not None:
+            # Before the question: a deadline without one does no harm.
+            cid = self.conversation.id
+            await insist(self._node, lambda: self._node.store.set_timer(cid, f"{ASK_TIMER}{ask_id}", deadline))
+        data = {"ask_id": ask_id, **question, "deadline": deadline}
+        text = to_json(data, 2 * self._limit, "the question")
+        held, self._entries = self._entries, []
+        ticket = self._record([*held, Entry(ASK, data, text)], [(ask_id, text)])
+        await asyncio.shield(ticket.written)
+        return ask_id
+
     # -- for the runner --------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the turn waits for a person, and nothing else that it does would be lost if it were cut off."""
+        return self._answers.waiting and not self._steps
+
+    def close(self) -> None:
+        """The attempt is over: show nothing more of it."""
+        self._streamer.close()
 
     def interrupted(self) -> list[Entry]:
         """The turn was cancelled on purpose: what it has said and not written yet, the pieces as a partial reply."""
-        if self._pieces:
-            joined: dict[str, Any] = {part: _joined(pieces) for part, pieces in self._pieces.items()}
-            joined["partial"] = True
-            self._pieces = {}
+        if self._streamer:
+            joined = {**self._streamer.joined(), "partial": True}
             with contextlib.suppress(ConvenerError):
                 self._hold("reply", joined)
         entries, self._entries = self._entries, []
@@ -392,10 +363,8 @@ class Turn:
         Raises:
             InvalidRequest: the code does not fit what an earlier attempt of the turn has recorded.
         """
-        if self._pieces:
-            joined = {part: _joined(pieces) for part, pieces in self._pieces.items()}
-            self._pieces = {}
-            self._hold("reply", joined)
+        if self._streamer:
+            self._hold("reply", self._streamer.joined())
         try:
             self._ledger.finish()
         except Mismatch as error:

@@ -16,16 +16,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from convener.core import wire
-from convener.core.ledger import Ledger, Record
+from convener.core.ledger import Answer, Ledger, Record
 from convener.core.model import STRIKES, ClaimReason, Meta
 from convener.core.replay import Replay
 from convener.errors import ConvenerError, OwnershipLost
 from convener.manager.answering import State, call_agent
 from convener.manager.appender import Appender, Ticket, Update
+from convener.manager.asking import Answers
 from convener.manager.clock import wall_ms
 from convener.manager.context import NodeContext
+from convener.manager.jsontext import to_json
 from convener.manager.supervisor import cancel_and_wait
-from convener.manager.turn import Entry, Input, Reason, Recorder, Turn, to_json
+from convener.manager.turn import Entry, Input, Reason, Recorder, Turn
 
 if TYPE_CHECKING:
     from convener.manager.runner import Runner
@@ -61,7 +63,7 @@ class Turns:
     Args:
         may_start: whether a turn may be started now: not while loading, suspended, stopping, leaving.
         reached: the inbox position up to which everything is taken in.
-        ended: called when a turn has ended.
+        ended: called when a turn has ended, or begins or ends to wait for a person.
     """
 
     def __init__(
@@ -84,9 +86,12 @@ class Turns:
         self._pending: deque[Pending] = deque()
         self._task: asyncio.Task[None] | None = None
         self._current: Pending | None = None
-        self._turn: Turn | None = None
+        self._turn: Turn[Any] | None = None
+        self._answers: Answers | None = None
+        self._struck = 0
+        self.halted = 0
         self._cancelling = asyncio.Lock()
-        self.state = State(node.options.max_payload_bytes)
+        self.state = State(node.options.max_payload_bytes, node.traits.codec)
 
     @property
     def running(self) -> bool:
@@ -98,6 +103,16 @@ class Turns:
         """Whether a turn is under way or a message waits for one."""
         return self._task is not None or bool(self._pending)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the turn under way does nothing but wait for a person."""
+        return self._task is not None and self._turn is not None and self._turn.waiting
+
+    @property
+    def head(self) -> Pending | None:
+        """The message that is answered now, or next."""
+        return self._pending[0] if self._pending else None
+
     # -- messages --------------------------------------------------------------------------------------------------
 
     def load(self, replay: Replay, reason: ClaimReason) -> None:
@@ -108,15 +123,34 @@ class Turns:
                 Input(b.position, b.message_id, b.user_id, b.data, b.ts),
                 b.seq,
                 b.attempts,
-                again if b.attempts else "new",
+                again if b.attempts else "alarm" if b.alarm else "new",
                 b.record,
+                interrupted=b.position <= self._meta.halted,
             )
             for b in replay.unanswered()
         )
+        # Strikes are counted for the first unanswered position, which may be one that was taken back.
+        if self._meta.struck == self._meta.done + 1:
+            self._struck = self._meta.strikes
 
-    def add(self, message: Input, seq: int) -> None:
+    @property
+    def is_struck(self) -> bool:
+        """Whether the turn at the head has taken too many nodes down."""
+        head = self.head
+        return self._struck >= STRIKES and head is not None and head.attempts > 0
+
+    def add(self, message: Input, seq: int, reason: Reason = "new") -> None:
         """A message was taken in; its `input` entry is at `seq`."""
-        self._pending.append(Pending(message, seq))
+        self._pending.append(Pending(message, seq, reason=reason))
+
+    def answered(self, ask_id: str, answer: Answer) -> None:
+        """An answer was taken in: the turn that asked goes on, if it is under way; else it finds it in its record."""
+        turn = ask_id.rpartition(".")[0]
+        for pending in self._pending:
+            if pending.turn == turn:
+                pending.record.answers.setdefault(ask_id, answer)
+        if self._answers is not None and self._turn is not None and self._turn.id == turn:
+            self._answers.come(ask_id, answer)
 
     def give_up(self) -> None:
         """Forget what waits: the conversation is being closed."""
@@ -138,15 +172,17 @@ class Turns:
             if pending.interrupted:
                 self.interrupted(update, pending, INTERRUPTED)
                 continue
-            if not self._is_struck(pending):
-                pending.attempts += 1
-                data = to_json({"attempt": pending.attempts, "reason": pending.reason}, END_BYTES, "the start")
-                update.events.append(wire.event("turn_started", pending.turn, wall_ms(), data))
-                update.begins_turn = True
-                return pending
-            message = "the turn was given up: three nodes in a row went down while it ran"
-            self._end(update, pending, "turn_failed", {"message": message, "code": "too_many_takeovers"})
+            pending.attempts += 1
+            data = to_json({"attempt": pending.attempts, "reason": pending.reason}, END_BYTES, "the start")
+            update.events.append(wire.event("turn_started", pending.turn, wall_ms(), data))
+            update.begins_turn = True
+            return pending
         return None
+
+    def give_up_head(self, update: Update, code: str, message: str) -> None:
+        """Add the failed end of the turn at the head, which is not begun again."""
+        pending = self._pending[0]
+        self._end(update, pending, "turn_failed", {"message": message, "code": code})
 
     def _may_begin(self) -> bool:
         # While a turn is being cancelled its place is taken: what it has said is written before anything else.
@@ -159,10 +195,6 @@ class Turns:
             self._current = pending
             self._task = self._node.supervisor.spawn(f"turn {self._runner.cid}", self._answer(pending, ticket))
 
-    def _is_struck(self, pending: Pending) -> bool:
-        meta = self._meta
-        return meta.strikes >= STRIKES and meta.struck == pending.message.position and pending.attempts > 0
-
     # -- running ---------------------------------------------------------------------------------------------------
 
     async def _answer(self, pending: Pending, ticket: Ticket) -> None:
@@ -172,7 +204,8 @@ class Turns:
         except ConvenerError:
             return
         began = time.monotonic()
-        turn = Turn(
+        answers = self._answers = Answers(pending.record.answers, self._ended)
+        turn: Turn[Any] = Turn(
             self._node,
             self._runner,
             pending.message,
@@ -181,24 +214,29 @@ class Turns:
             self.state.copy(),
             Ledger(pending.record),
             self._recorder(pending, ticket),
+            answers,
         )
         self._turn = turn
-        if self._meta.strikes > 1 and self._meta.struck == pending.message.position:
-            # From the second strike on, one at a time: if it takes this node down as well, it goes alone.
-            async with self._node.struck:
-                failure = await self._call(turn)
-        else:
-            failure = await self._call(turn)
+        struck, self._struck = self._struck, 0
+        try:
+            if struck > 1:
+                # From the second strike on, one at a time: if it takes this node down as well, it goes alone.
+                async with self._node.struck:
+                    failure = await self._call(turn, answers)
+            else:
+                failure = await self._call(turn, answers)
+        finally:
+            turn.close()
         if self._current is not pending:
             # Cancelled and went on all the same: abandoned, whatever it has to say.
             return
         self._node.metrics.turn_duration.observe(time.monotonic() - began)
         self._finish(turn, pending, failure)
 
-    async def _call(self, turn: Turn) -> dict[str, Any] | None:
-        return await call_agent(self._node.agent, turn, self.state.error, self._node.options.turn_timeout)
+    async def _call(self, turn: Turn[Any], answers: Answers) -> dict[str, Any] | None:
+        return await call_agent(self._node.agent, turn, self.state.error, self._node.options.turn_timeout, answers)
 
-    def _finish(self, turn: Turn, pending: Pending, failure: dict[str, Any] | None) -> None:
+    def _finish(self, turn: Turn[Any], pending: Pending, failure: dict[str, Any] | None) -> None:
         """Append the end. Nothing awaits here, so nobody cancels between the end of a turn and its record."""
         update = Update([])
         if failure is None:
@@ -209,7 +247,7 @@ class Turns:
             except ConvenerError as error:
                 failure = {"message": error.detail, "code": error.wire_code}
         self._end(update, pending, "turn_done" if failure is None else "turn_failed", failure or {})
-        self._task = self._current = self._turn = None
+        self._task = self._current = self._turn = self._answers = None
         started = self.begin_next(update)
         self.launch(started, self._appender.submit(update))
         self._ended()
@@ -237,7 +275,7 @@ class Turns:
         The returned function raises `OwnershipLost` when it is not.
         """
 
-        def record(entries: Sequence[Entry]) -> Ticket:
+        def record(entries: Sequence[Entry], asks: Sequence[tuple[str, str]] = ()) -> Ticket:
             if self._current is not pending:
                 raise OwnershipLost("the turn was cancelled")
             if not entries:
@@ -245,7 +283,8 @@ class Turns:
             for entry in entries:
                 # Submitted counts as recorded for a repetition in this process: it is written before what follows.
                 pending.record.note(entry.kind, entry.data)
-            return self._appender.submit(Update([self._event(pending, entry) for entry in entries]))
+            events = [self._event(pending, entry) for entry in entries]
+            return self._appender.submit(Update(events, asks=tuple(asks)))
 
         return record
 
@@ -281,12 +320,21 @@ class Turns:
 
     def press(self, turn: str) -> None:
         """Somebody wants the turn at the head to end. A press meant for another turn is stale and does nothing."""
-        pending = self._pending[0] if self._pending else None
-        if pending is None or (turn and turn != pending.turn) or pending.interrupted:
-            return
-        pending.interrupted = True
-        if self._current is pending:
-            self._node.supervisor.spawn(f"interrupt {self._runner.cid}", self._interrupt(pending))
+        pending = self.head
+        if pending is not None and turn in ("", pending.turn):
+            self.halt(pending.message.position)
+
+    def halt(self, upto: int) -> None:
+        """Every turn up to this position is to end. `halted` goes into the head with the intent's own position, so
+        that it is not lost with this owner.
+        """
+        for pending in self._pending:
+            if pending.message.position > upto or pending.interrupted:
+                continue
+            pending.interrupted = True
+            self.halted = pending.message.position
+            if self._current is pending:
+                self._node.supervisor.spawn(f"interrupt {self._runner.cid}", self._interrupt(pending))
 
     async def _interrupt(self, pending: Pending) -> None:
         """Cancel the turn, keep what it has said, go on with the queue."""

@@ -18,7 +18,8 @@ from typing import Any, Final, Self
 
 from convener.manager import ClusteredConversationManager
 from convener.manager.context import Agent, NodeOptions
-from convener.manager.turn import Conversation, Turn
+from convener.manager.conversation import Conversation
+from convener.manager.turn import Turn
 from convener.store.base import Store
 from convener.store.memory import MemoryStore
 from convener.store.redis import RedisStore
