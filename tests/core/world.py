@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from convener.core import conversation
+from convener.core import conversation, intents
 from convener.core.audit import ConversationFacts, Violation, audit_conversation
 from convener.core.model import (
     MESSAGES,
@@ -20,12 +20,14 @@ from convener.core.model import (
     ClaimRequest,
     ClearPieces,
     CloseAsks,
+    Closing,
     Conversation,
     DropAlarm,
     DropInbox,
     Effect,
     Erase,
     InboxEntry,
+    InterruptReply,
     LogEntry,
     Meta,
     NewMessage,
@@ -38,7 +40,7 @@ from convener.core.model import (
     TrimInbox,
     TrimSeen,
 )
-from convener.core.wire import event, input_event, turn_id
+from convener.core.wire import answer_event, event, input_event, turn_id
 
 T = TypeVar("T")
 
@@ -145,14 +147,40 @@ class World:
         return self.apply(conversation.append(self.read(), replace(request, **changes), self.now))
 
     def take_in(self) -> AppendReply:
-        """Append every unread message as an input."""
-        taken = [e for e in self.inbox if e.kind in MESSAGES]
+        """Append every unread message as an input, and every unread answer."""
+        taken = [e for e in self.inbox if e.kind in REMEMBERED]
         cursor = max([self.head.cursor, *(e.position for e in taken)])
-        return self.append(*(input_event(e) for e in taken), cursor=cursor)
+        return self.append(*map(taken_in, taken), cursor=cursor)
 
     def answer(self, position: int) -> AppendReply:
         """End a turn."""
-        return self.append(event("turn_done", turn_id(position), self.now, "{}"), done=position)
+        return self.append(event("turn_done", turn_id(position), self.now, "{}"), done=position, ends_turn=True)
+
+    def ask(self, *ask_ids: str) -> AppendReply:
+        """Ask questions, each in the turn that its id names."""
+        events = [event("ask", ask_id.split(".")[0], 1, f'{{"ask_id":"{ask_id}"}}') for ask_id in ask_ids]
+        return self.append(*events, asks=tuple((ask_id, f'{{"of":"{ask_id}"}}') for ask_id in ask_ids))
+
+    def reply(self, ask_id: str, message_id: str = "r1") -> SendReply:
+        """Answer a question."""
+        message = NewMessage(message_id, "u", f'{{"ask_id":"{ask_id}","data":"yes"}}', "answer")
+        return self.apply(intents.answer(self.read(message_id), ask_id, message, self.now))
+
+    def press(self, turn: str = "") -> InterruptReply:
+        return self.apply(intents.interrupt(self.read(), turn, self.now))
+
+    def park(self, closing: Closing) -> AppendReply:
+        """Leave the conversation to whoever says `resume`."""
+        return self.append(closing=closing)
+
+    def resume(self) -> str:
+        return self.apply(conversation.resume(self.read(), self.now))
+
+    def fire(self, alarm_id: str, *, max_pending: int = 100) -> SendReply:
+        return self.apply(intents.fire(self.read(alarm_id), alarm_id, max_pending, self.now))
+
+    def set_alarm(self, alarm_id: str, data: str = "1") -> str:
+        return self.apply(intents.set_alarm(self.read(alarm_id), alarm_id, data))
 
     def stop(self, me: str = "a~1", reason: str = "why", buried: str = "") -> StopReply:
         return self.apply(conversation.stop(self.read(), me, reason, buried, self.now))
@@ -164,10 +192,15 @@ class World:
     # -- judgement -----------------------------------------------------------------------------------------------
 
     def facts(self, queued: bool = False) -> ConversationFacts:
-        return ConversationFacts("c", self.head, self.log, self.inbox, self.seen, queued)
+        return ConversationFacts("c", self.head, self.log, self.inbox, self.seen, queued, set(self.asks))
 
     def violations(self, queued: bool = False) -> list[Violation]:
         return audit_conversation(self.facts(queued))
+
+
+def taken_in(entry: InboxEntry) -> str:
+    """The log event of an entry that enters the log."""
+    return input_event(entry) if entry.kind in MESSAGES else answer_event(entry)
 
 
 def owned(me: str = "a~1", messages: int = 0) -> World:

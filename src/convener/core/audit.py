@@ -4,9 +4,12 @@ Pure functions over what was read from a store (`convener.store.audit` reads it)
 a log is judged by its own entries, the head by the log, the inbox by both. Every finding names ids, seqs and
 positions.
 
-A position without an entry is not a finding by itself. A stop uses one up, and UNSEND may take a message back
+A position without an entry is not a finding by itself. Intents use one up, and UNSEND may take a message back
 from between others. What tells a message that was lost from one that was taken back is `seen`: UNSEND forgets
-the id in the same step, and nothing else forgets one that young.
+the id in the same step, and nothing else forgets one that young. Answers have positions and are remembered like
+messages; in the log they are found by their message id and by their question.
+
+A conversation that is `failed` or `held` may have anything unread or unanswered until somebody says `resume`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any, cast
 
 from convener.core.admission import Slot
 from convener.core.membership import Membership
-from convener.core.model import SEEN_WINDOW, InboxEntry, LogEntry, Meta
+from convener.core.model import MESSAGES, REMEMBERED, SEEN_WINDOW, InboxEntry, LogEntry, Meta
 from convener.core.replay import SETTLING
 from convener.core.wire import turn_position
 
@@ -45,6 +48,7 @@ class ConversationFacts:
         inbox: unread entries by position.
         seen: remembered message ids with their positions.
         queued: its start waits in the user's queue.
+        asks: ids of the open questions; None if they were not read.
     """
 
     cid: str
@@ -53,6 +57,7 @@ class ConversationFacts:
     inbox: Sequence[InboxEntry] = ()
     seen: Mapping[str, int] = field(default_factory=dict[str, int])
     queued: bool = False
+    asks: Collection[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +106,14 @@ def audit_conversation(facts: ConversationFacts) -> list[Violation]:
     findings += _order(facts.log)
     findings += _epochs(events)
     findings += _head(facts)
-    inputs = _Inputs(events)
+    inputs, questions = _Inputs(events), _Questions(events)
     findings += inputs.findings
+    findings += questions.findings
     findings += _settled(facts.meta, events, inputs)
-    findings += _inbox(facts, inputs)
-    findings += _remembered(facts, inputs)
+    findings += _inbox(facts, inputs, questions)
+    findings += _remembered(facts, inputs, questions)
     findings += _unanswered(facts)
+    findings += _open_questions(facts, questions)
     findings += _stopped(facts.meta, events)
     return [Violation(invariant, f"conversation {facts.cid}", detail) for invariant, detail in findings]
 
@@ -193,6 +200,40 @@ class _Inputs:
         return event is not None and event.member("message_id") == message_id
 
 
+class _Questions:
+    """The questions in the log and their answers, by the question's id; each is asked once and answered once."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.asked: dict[str, Event] = {}
+        self.answered: dict[str, Event] = {}
+        self.findings: list[tuple[str, str]] = []
+        self._messages: set[str] = set()
+        for event in events:
+            if event.kind not in ("ask", "answer"):
+                continue
+            ask_id = event.member("ask_id")
+            if isinstance(ask_id, str):
+                self._add(event, ask_id)
+            else:
+                self.findings.append(("format", f"the {event.kind} {event.at} names no question"))
+
+    def _add(self, event: Event, ask_id: str) -> None:
+        known, verb = (self.asked, "asked") if event.kind == "ask" else (self.answered, "answered")
+        if (same := known.setdefault(ask_id, event)) is not event:
+            problem = f"question {ask_id} is {verb} twice, at seq {same.seq} and at seq {event.seq}"
+            self.findings.append(("I8", problem))
+        if event.kind == "answer":
+            if ask_id not in self.asked:
+                self.findings.append(("I8", f"the answer {event.at} is to question {ask_id}, which was not asked"))
+            # Nobody's id: the answer that a deadline gives is remembered under the question's own, after a slash.
+            message_id = event.member("message_id")
+            self._messages.add(message_id if isinstance(message_id, str) else ask_id)
+
+    def has(self, message_id: str) -> bool:
+        """Whether the log has the answer with this message id."""
+        return message_id in self._messages or message_id.rpartition("/")[2] in self._messages
+
+
 def _settles(event: Event) -> set[int]:
     """Positions that a settling entry settles: its turn's, and those that it names."""
     named, own = event.member("settles"), turn_position(event.turn)
@@ -226,7 +267,7 @@ def _settled(meta: Meta, events: Sequence[Event], inputs: _Inputs) -> Iterator[t
             yield "I8", f"{named} counts as done, but no entry settles it"
 
 
-def _inbox(facts: ConversationFacts, inputs: _Inputs) -> Iterator[tuple[str, str]]:
+def _inbox(facts: ConversationFacts, inputs: _Inputs, questions: _Questions) -> Iterator[tuple[str, str]]:
     """I8: the inbox has what follows the cursor, each once, none of it in the log, all of it remembered."""
     meta, previous = facts.meta, 0
     for entry in facts.inbox:
@@ -235,36 +276,74 @@ def _inbox(facts: ConversationFacts, inputs: _Inputs) -> Iterator[tuple[str, str
             bounds = f"cursor {meta.cursor}, position {meta.position}"
             yield "I8", f"{name} is out of place: after {previous}, with {bounds}"
         previous = entry.position
-        if entry.kind != "message":
+        if entry.kind not in REMEMBERED:
             continue
-        if entry.position in inputs.by_position:
+        if entry.kind in MESSAGES and entry.position in inputs.by_position:
             yield "I8", f"{name} is in the log already, at seq {inputs.by_position[entry.position].seq}"
+        if entry.kind == "answer" and questions.has(entry.message_id):
+            yield "I8", f"{name} is in the log already"
         if facts.seen.get(entry.message_id) != entry.position:
             yield "I8", f"{name} is remembered at {facts.seen.get(entry.message_id)}, not at its position"
     if meta.position > meta.cursor and previous < meta.position:
         yield "I8", f"the last accepted entry, at position {meta.position}, is not in the inbox"
 
 
-def _remembered(facts: ConversationFacts, inputs: _Inputs) -> Iterator[tuple[str, str]]:
+def _remembered(facts: ConversationFacts, inputs: _Inputs, questions: _Questions) -> Iterator[tuple[str, str]]:
     """I8: whatever was accepted is in the log or in the inbox."""
     waiting = {(entry.message_id, entry.position) for entry in facts.inbox}
     for message_id, position in facts.seen.items():
         if position > facts.meta.position:
             yield "I8", f"message {message_id} is remembered at position {position}, beyond the last one"
-        elif position and (message_id, position) not in waiting and not inputs.has(message_id, position):
+            continue
+        known = (message_id, position) in waiting or inputs.has(message_id, position) or questions.has(message_id)
+        if position and not known:
             yield "I8", f"message {message_id} was accepted at position {position}, but is nowhere"
 
 
 def _unanswered(facts: ConversationFacts) -> Iterator[tuple[str, str]]:
-    """I13 and I11: nobody owns it, so nothing may be open, and nothing unread unless the start is queued."""
+    """I13 and I11: nobody owns it, so nothing may be open unless a person is waited for, and nothing unread.
+
+    A start that is queued excuses both: an answer that came, or a `resume`, may have to wait for a slot.
+    """
     meta = facts.meta
-    if meta.owner or meta.status != "running":
+    if meta.owner or meta.status != "running" or facts.queued:
         return
-    if meta.done < meta.cursor:
+    if meta.done < meta.cursor == meta.position and not meta.asks:
         yield "I13", f"nobody owns it, but positions {meta.done + 1} to {meta.cursor} are unanswered"
-    if meta.cursor < meta.position and not facts.queued:
+    if meta.cursor < meta.position:
         unread = f"positions {meta.cursor + 1} to {meta.position} are unread"
         yield "I11", f"nobody owns it and no start is queued, but {unread}"
+
+
+def _open_questions(facts: ConversationFacts, questions: _Questions) -> Iterator[tuple[str, str]]:
+    """I13, I8: the open questions are those that a turn without an end has asked and nobody has answered."""
+    if facts.asks is None:
+        return
+    meta, on_the_way = facts.meta, {_ask_id(entry) for entry in facts.inbox if entry.kind == "answer"}
+    if len(facts.asks) != meta.asks:
+        yield "I13", f"the head says that {meta.asks} questions are open, but there are {sorted(facts.asks)}"
+    for ask_id in sorted(facts.asks):
+        name = f"question {ask_id} is open"
+        asked, answered = questions.asked.get(ask_id), questions.answered.get(ask_id)
+        if asked is None:
+            yield "I13", f"{name}, but the log does not have it"
+        elif answered is not None:
+            yield "I8", f"{name}, but was answered at seq {answered.seq}"
+        elif turn_position(asked.turn) <= meta.done:
+            yield "I13", f"{name}, but turn {asked.turn} has ended"
+    for ask_id, asked in questions.asked.items():
+        is_closed = ask_id not in facts.asks and ask_id not in questions.answered
+        if is_closed and turn_position(asked.turn) > meta.done and ask_id not in on_the_way:
+            yield "I8", f"question {ask_id} of turn {asked.turn} is closed, but its answer is nowhere"
+
+
+def _ask_id(entry: InboxEntry) -> str | None:
+    """The question of an unread answer, None if it cannot be read."""
+    try:
+        ask_id: Any = json.loads(entry.data)["ask_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return ask_id if isinstance(ask_id, str) else None
 
 
 def _stopped(meta: Meta, events: Sequence[Event]) -> Iterator[tuple[str, str]]:
@@ -277,8 +356,8 @@ def _stopped(meta: Meta, events: Sequence[Event]) -> Iterator[tuple[str, str]]:
         yield "I15", f"it is stopped, but its last entry is {f'{last.kind} {last.at}' if last else 'missing'}"
     if meta.owner and last is not None and last.kind == "stopped":
         yield "I15", f"{meta.owner} owns it, but its last entry is stopped {last.at}"
-    if meta.owner and meta.status == "stopped":
-        yield "I15", f"it is stopped, but {meta.owner} owns it"
+    if meta.owner and meta.status in ("stopped", "failed", "held"):
+        yield "I15", f"it is {meta.status}, but {meta.owner} owns it"
     if meta.status == "stopping" and not meta.owner:
         yield "I15", "it is stopping and nobody owns it, so nobody finishes the stop"
 

@@ -101,7 +101,8 @@ def set_alarm(state: Conversation, alarm_id: str, data: str) -> tuple[AlarmOutco
 def fire(state: Conversation, alarm_id: str, max_pending: int, now: int) -> tuple[SendReply, Effects]:
     """FIRE: turn an alarm into a message, once: it is removed in the same step.
 
-    DUP means that it is not set (any more); as after SEND, the conversation may still have to be woken (I11).
+    DUP means that it is not set (any more); as after SEND, the conversation may still have to be woken (I11). So does
+    an id that is remembered already: a second entry under it would make the owner pass the first one over (I8).
     """
     meta = state.meta
     if meta is None:
@@ -110,8 +111,8 @@ def fire(state: Conversation, alarm_id: str, max_pending: int, now: int) -> tupl
         return SendReply("CLOSED"), (DropAlarm(alarm_id),)
     if meta.status != "running":
         return SendReply(refusal(meta.status)), ()
-    if state.alarm is None:
-        return SendReply("DUP", state.seen or 0, meta.owner, meta.epoch), ()
+    if state.alarm is None or state.seen is not None:
+        return SendReply("DUP", state.seen or 0, meta.owner, meta.epoch), (DropAlarm(alarm_id),)
     if meta.position - meta.done >= max_pending:
         return SendReply("FULL"), ()
     position = meta.position + 1
@@ -138,4 +139,6 @@ def pieces(
         return "FENCED", ()
     if position <= meta.done:
         return "STALE", ()
+    if not texts:
+        return "OK", ()
     return "OK", (AddPieces(texts), Publish(wire.publish_pieces(epoch, texts)))

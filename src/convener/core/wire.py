@@ -14,9 +14,13 @@ Publications on ``{NS:c:C}``::
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from typing import Final
 
 from convener.core.model import PUBLISH_LIMIT, InboxEntry
+
+_ANSWERED: Final = re.compile(r'\{"ask_id":"(?:(t[0-9]+)\.)?')
 
 
 def json_text(value: object) -> str:
@@ -56,6 +60,19 @@ def input_event(entry: InboxEntry) -> str:
     alarm = ',"alarm":true' if entry.kind == "alarm" else ""
     data = f'{{"message_id":"{entry.message_id}","user_id":"{entry.user}","data":{entry.data}{alarm}}}'
     return event("input", turn_id(entry.position), entry.ts, data)
+
+
+def answer_event(entry: InboxEntry) -> str:
+    """The log event of an answer that was taken in; the turn is the one that asked.
+
+    The entry's data is ``{"ask_id":"t5.1", …}``, in this form: the scripts do the same without a JSON parser, which
+    would not give numbers back as they are.
+    """
+    said = f'{{"message_id":"{entry.message_id}","user_id":"{entry.user}",'
+    found = _ANSWERED.match(entry.data)
+    if found is None:
+        return event("answer", "", entry.ts, f'{said}"data":{entry.data}}}')
+    return event("answer", found[1] or "", entry.ts, said + entry.data[1:])
 
 
 def open_event(node: str, reason: str, previous: tuple[int, int], ts: int) -> str:

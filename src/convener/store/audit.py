@@ -131,11 +131,12 @@ class _Look:
             return
         # Read last: an id may be remembered of which the head did not know yet, but none is missing.
         seen = {m: p for m, p in (await self._store.all_seen(cid)).items() if p <= head.position}
-        waiting = await self._store.waiting(head.user) if head.user and head.position > head.cursor else ()
+        asks = await self._store.asks(cid)
+        waiting = await self._store.waiting(head.user) if head.user and not head.owner else ()
         queued = any(entry.conversation_id == cid for entry in waiting)
         self.heads[cid] = head
-        self.checked += len(log) + len(inbox) + len(seen) + 1
-        self._found(audit_conversation(ConversationFacts(cid, head, log, inbox, seen, queued)), [cid])
+        self.checked += len(log) + len(inbox) + len(seen) + len(asks) + 1
+        self._found(audit_conversation(ConversationFacts(cid, head, log, inbox, seen, queued, asks)), [cid])
 
     async def _log(self, cid: str, head: Meta) -> list[LogEntry] | None:
         """The log as of `head`; None if the conversation was erased meanwhile."""

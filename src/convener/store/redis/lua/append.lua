@@ -48,21 +48,23 @@ if done > tonumber(head[7]) then
   if forget > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[4], '(0', text(forget)) end
 end
 if tonumber(ARGV[8]) > tonumber(head[8]) then change('base', ARGV[8]) end
-if tonumber(ARGV[9]) > tonumber(head[10]) then change('halted', ARGV[9]) end
+-- A head that was written before there were interrupts to keep has no such field.
+if tonumber(ARGV[9]) > tonumber(head[10] or 0) then change('halted', ARGV[9]) end
 if ARGV[10] ~= '' then
   change('owner', '')
   change('nonce', '')
   change('status', ARGV[10])
   if ARGV[10] == 'stopped' then change('done', head[6]) end
 end
-if ARGV[11] == 'ends' then
+if ARGV[11] == 'ends' or ARGV[10] == 'stopped' then
   redis.call('UNLINK', KEYS[6], KEYS[7])
   change('asks', '0')
 elseif ARGV[11] == 'begins' then
   redis.call('UNLINK', KEYS[6])
 end
 if asks > 0 then
-  redis.call('HSET', KEYS[7], unpack(ARGV, 15, before))
+  -- One by one: `unpack` has a limit, and a script that fails here has written half.
+  for i = 15, before, 2 do redis.call('HSET', KEYS[7], ARGV[i], ARGV[i + 1]) end
   change('asks', text(redis.call('HLEN', KEYS[7])))
 end
 redis.call('HSET', KEYS[1], unpack(changes))

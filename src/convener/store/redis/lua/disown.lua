@@ -6,10 +6,10 @@
 -- @include now
 -- @include publish
 -- @include settled
-local head = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'position', 'done', 'cursor', 'asks')
+local head = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'position', 'done', 'cursor', 'asks', 'status')
 if not head[2] then return 'NOT_FOUND' end
 if head[1] ~= ARGV[2] or head[2] ~= ARGV[3] then return 'CONFLICT' end
-if ARGV[2] ~= '' and not is_settled(head[3], head[4], head[5], head[6]) then return 'PENDING' end
+if ARGV[2] ~= '' and not may_leave(head[7], head[3], head[4], head[5], head[6]) then return 'PENDING' end
 redis.call('HSET', KEYS[1], 'owner', '', 'nonce', '', 'epoch', text(tonumber(ARGV[3]) + 1))
-if ARGV[2] ~= '' then publish_status(ARGV[1], ARGV[3], tonumber(head[6] or 0) > 0 and 'waiting' or 'hibernated') end
+if ARGV[2] ~= '' then publish_status(ARGV[1], ARGV[3], at_rest(head[6])) end
 return 'OK'

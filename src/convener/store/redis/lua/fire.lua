@@ -15,7 +15,11 @@ if head[5] == 'stopping' or head[5] == 'stopped' then
 end
 if head[5] ~= 'running' then return {refusal(head[5])} end
 local data = redis.call('HGET', KEYS[4], ARGV[2])
-if not data then return {'DUP', tonumber(redis.call('ZSCORE', KEYS[3], ARGV[2]) or 0), head[1], head[2]} end
+local seen = redis.call('ZSCORE', KEYS[3], ARGV[2])
+if not data or seen then
+  redis.call('HDEL', KEYS[4], ARGV[2])
+  return {'DUP', tonumber(seen or 0), head[1], head[2]}
+end
 local last = tonumber(head[3])
 if last - tonumber(head[4]) >= tonumber(ARGV[3]) then return {'FULL'} end
 local position, ts = text(last + 1), text(now)

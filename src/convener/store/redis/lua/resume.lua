@@ -6,11 +6,12 @@
 -- ->   'OK' | 'RUNNING' | 'BUSY' | 'NOT_FOUND'
 -- @include now
 -- @include publish
-local head = redis.call('HMGET', KEYS[1], 'status', 'epoch')
+-- @include settled
+local head = redis.call('HMGET', KEYS[1], 'status', 'epoch', 'asks')
 local status = head[1]
 if not status then return 'NOT_FOUND' end
 if status == 'running' then return 'RUNNING' end
 if status == 'stopping' then return 'BUSY' end
 redis.call('HSET', KEYS[1], 'status', 'running', 'strikes', '0', 'updated', text(now))
-publish_status(ARGV[1], head[2], 'hibernated')
+publish_status(ARGV[1], head[2], at_rest(head[3]))
 return 'OK'

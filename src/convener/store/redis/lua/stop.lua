@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- STOP: record the intent; finish at once if nobody owns the conversation or its owner is buried
--- (core.conversation.stop). Unread messages enter the log before the `stopped` entry gives them up.
+-- (core.conversation.stop). Unread messages and answers enter the log before the `stopped` entry gives them up.
 -- KEYS 1 meta  2 log  3 in  4 tail  5 asks
 -- ARGV 1 channel  2 me  3 reason (JSON string)  4 buried incarnation
 -- ->   {'STOPPED'|'STOPPING'|'ALREADY', owner, nonce, user} as they were before | {'NOT_FOUND'}
@@ -8,6 +8,7 @@
 -- @include head
 -- @include tip
 -- @include publish
+-- @include events
 local head = read_head()
 if not head then return {'NOT_FOUND'} end
 local function reply(outcome) return {outcome, head.owner, head.nonce, head.user} end
@@ -26,15 +27,7 @@ end
 local tip_epoch, tip_seq = tip()
 local epoch = text(next_epoch(tonumber(head.epoch), tip_epoch, 0))
 local events = {open_event(ARGV[2], 'stop', tip_epoch, tip_seq)}
-for _, entry in ipairs(redis.call('XRANGE', KEYS[3], '-', '+')) do
-  local value = {}
-  for i = 1, #entry[2], 2 do value[entry[2][i]] = entry[2][i + 1] end
-  if value.kind == 'message' or value.kind == 'interrupting' or value.kind == 'alarm' then
-    events[#events + 1] = '{"kind":"input","turn":"t' .. string.match(entry[1], '^%d+') .. '","ts":' .. value.ts
-      .. ',"data":{"message_id":"' .. value.id .. '","user_id":"' .. value.user .. '","data":' .. value.data
-      .. (value.kind == 'alarm' and ',"alarm":true' or '') .. '}}'
-  end
-end
+for _, entry in ipairs(redis.call('XRANGE', KEYS[3], '-', '+')) do events[#events + 1] = taken_in(entry) end
 events[#events + 1] = '{"kind":"stopped","turn":"","ts":' .. ts .. ',"data":{"reason":' .. ARGV[3] .. '}}'
 local seq = tonumber(head.seq)
 for i, event in ipairs(events) do redis.call('XADD', KEYS[2], epoch .. '-' .. text(seq + i), 'e', event) end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- UNSEND: take an entry back that nobody has read, of a conversation that nobody owns (core.conversation.unsend).
+-- UNSEND: take a message back that nobody has read, of a conversation that nobody owns (core.conversation.unsend).
 -- KEYS 1 meta  2 in  3 seen
 -- ARGV 1 message id  2 position
 -- ->   'OK' | 'REFUSED'
@@ -8,6 +8,9 @@ local position = tonumber(ARGV[2])
 if not head[4] or head[1] ~= '' or position <= tonumber(head[2]) then return 'REFUSED' end
 local seen = redis.call('ZSCORE', KEYS[3], ARGV[1])
 if not seen or tonumber(seen) ~= position then return 'REFUSED' end
+local found = redis.call('XRANGE', KEYS[2], ARGV[2] .. '-0', ARGV[2] .. '-0')[1]
+local kind = found and found[2][4] -- as put_inbox has written it
+if kind ~= 'message' and kind ~= 'interrupting' then return 'REFUSED' end
 if position == tonumber(head[3]) then
   -- The number is given out again, and a stream never takes an id twice: write what is left into a new one.
   local rest = redis.call('XRANGE', KEYS[2], '-', '(' .. ARGV[2] .. '-0')
