@@ -17,8 +17,12 @@ PUBLIC = [
     "Conversation",
     "ConversationManager",
     "Identity",
+    "Interrupted",
+    "Loop",
+    "Retry",
     "Settings",
     "StandaloneConversationManager",
+    "StepFailed",
     "Turn",
     "__version__",
 ]

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
         StandaloneConversationManager,
     )
     from convener.manager.conversation import Conversation
-    from convener.manager.turn import Turn
+    from convener.manager.loops import Loop
+    from convener.manager.traits import Interrupted
+    from convener.manager.turn import Retry, StepFailed, Turn
     from convener.settings import Settings
 
 __all__ = [
@@ -29,8 +31,12 @@ __all__ = [
     "Conversation",
     "ConversationManager",
     "Identity",
+    "Interrupted",
+    "Loop",
+    "Retry",
     "Settings",
     "StandaloneConversationManager",
+    "StepFailed",
     "Turn",
     "__version__",
 ]
@@ -44,7 +50,11 @@ _HOMES: Final = {
     "Conversation": "convener.manager.conversation",
     "ConversationManager": "convener.manager",
     "Identity": "convener.gateway.auth",
+    "Interrupted": "convener.manager.traits",
+    "Loop": "convener.manager.loops",
+    "Retry": "convener.manager.turn",
     "Settings": "convener.settings",
+    "StepFailed": "convener.manager.turn",
     "StandaloneConversationManager": "convener.manager",
     "Turn": "convener.manager.turn",
 }

@@ -39,6 +39,7 @@ from convener.ids import check_id
 from convener.manager.clustered import ClusteredConversationManager
 from convener.manager.context import NodeOptions, RecoveryMode
 from convener.manager.conversation import Conversation
+from convener.manager.loops import LoopFunction
 from convener.manager.standalone import StandaloneConversationManager
 from convener.manager.traits import DictCodec, Interrupted, Migrate, ModelCodec, Traits
 from convener.manager.turn import Turn
@@ -57,6 +58,7 @@ Method = Callable[[Conversation, Any], Any]
 LimitFunction = Callable[[str], int | Awaitable[int | None] | None]
 
 AgentT = TypeVar("AgentT", bound=AgentFunction)
+LoopT = TypeVar("LoopT", bound=LoopFunction)
 RecoverT = TypeVar("RecoverT", bound=RecoverFunction)
 MethodT = TypeVar("MethodT", bound=Method)
 LimitT = TypeVar("LimitT", bound=LimitFunction)
@@ -142,13 +144,63 @@ class Convener:
         codec = DictCodec() if state is None else ModelCodec(state, version, migrate)
 
         def decorate(function: AgentT) -> AgentT:
-            if self._agent.function is not None:
-                raise ConfigurationError("the application has an agent already")
+            self._check_vacant()
             self._agent.function = function
             self._agent.traits = dataclasses.replace(self._agent.traits, codec=codec)
             return function
 
         return decorate if function is None else decorate(function)
+
+    @overload
+    def loop(self, function: LoopT, /) -> LoopT: ...
+
+    @overload
+    def loop(
+        self,
+        /,
+        *,
+        hibernate: bool = True,
+        state: type[Any] | None = None,
+        version: int = 1,
+        migrate: Migrate | None = None,
+    ) -> Callable[[LoopT], LoopT]: ...
+
+    def loop(
+        self,
+        function: LoopT | None = None,
+        /,
+        *,
+        hibernate: bool = True,
+        state: type[Any] | None = None,
+        version: int = 1,
+        migrate: Migrate | None = None,
+    ) -> LoopT | Callable[[LoopT], LoopT]:
+        """An agent that acts by itself: ``async f(loop)`` runs as long as a conversation is loaded, on its one owner,
+        and takes its turns from ``loop.turns()``. It is begun again after whatever cut it off.
+
+        Args:
+            hibernate: False to keep idle conversations in memory (they hold their slots).
+            state, version, migrate: as for `agent`.
+
+        Raises:
+            ConfigurationError: there is an agent already, the function is not async, or the state is none.
+        """
+        codec = DictCodec() if state is None else ModelCodec(state, version, migrate)
+
+        def decorate(function: LoopT) -> LoopT:
+            self._check_vacant()
+            if not inspect.iscoroutinefunction(function):
+                raise ConfigurationError("a loop must be an async function")
+            self._agent.traits = dataclasses.replace(
+                self._agent.traits, codec=codec, loop=function, hibernates=hibernate, keeps_running=True
+            )
+            return function
+
+        return decorate if function is None else decorate(function)
+
+    def _check_vacant(self) -> None:
+        if self._agent.function is not None or self._agent.traits.loop is not None:
+            raise ConfigurationError("the application has an agent already")
 
     def on_recover(self, function: RecoverT) -> RecoverT:
         """What becomes of a turn that was cut off when its node went down: ``f(interrupted)``, plain or async, returns

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from convener.errors import ConvenerError
 from convener.manager.asking import Answers
-from convener.manager.context import Agent
 from convener.manager.traits import Codec
 from convener.manager.turn import Turn
 
 log = structlog.get_logger(__name__)
+
+
+class Answerer(Protocol):
+    """What a turn is given to: the agent, or the loop of a conversation."""
+
+    async def run(self, turn: Turn[Any]) -> None: ...
 
 
 class State:
@@ -60,7 +65,7 @@ class State:
 
 
 async def call_agent(
-    agent: Agent, turn: Turn[Any], state_error: str | None, timeout: float | None, answers: Answers
+    agent: Answerer, turn: Turn[Any], state_error: str | None, timeout: float | None, answers: Answers
 ) -> dict[str, Any] | None:
     """Run one turn.
 

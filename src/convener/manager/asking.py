@@ -58,7 +58,7 @@ class Answers:
     @property
     def waiting(self) -> bool:
         """Whether the turn waits for an answer."""
-        return bool(self._futures)
+        return any(not future.done() for future in self._futures.values())
 
     async def wait(self, ask_id: str) -> Answer:
         """The answer, as soon as it is there."""

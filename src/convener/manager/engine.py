@@ -111,6 +111,10 @@ class Engine:
             await self._give_back(cid, user, nonce, incarnation, RELEASED_AS.get(why, "hibernated"))
         await self.views.release(runner.view)
 
+    async def post(self, cid: str, message: NewMessage, known: bool) -> SendResult:
+        """See `Host`."""
+        return await self.send(cid, message, known=known, reject_busy=False)
+
     async def _give_back(self, cid: str, user: str, nonce: str, incarnation: str, status: LoopStatus) -> None:
         """Slot, then record; until the store answers, since nobody else would do it."""
         while not (self.node.lease.ended or incarnation != self.node.incarnation):
@@ -155,7 +159,7 @@ class Engine:
     async def hibernate(self, cid: str) -> bool:
         """Release an idle conversation of this node; its clients stay. True when its slot is free."""
         runner = self.runners.get(cid)
-        if runner is None or not self.node.traits.hibernates:
+        if runner is None or runner.armed or not self.node.traits.hibernates:
             return False
         if not await runner.hibernate():
             return False
@@ -446,6 +450,10 @@ class Engine:
     async def _let_go(self, runner: Runner, timeout: float) -> None:
         if self.node.lease.valid():
             await runner.finish_turn(timeout)
+            if self.node.traits.keeps_running:
+                # Not released: recovery by another node is what makes it go on.
+                await runner.close()
+                return
             try:
                 async with asyncio.timeout(5.0):
                     if await runner.hibernate():

@@ -18,14 +18,16 @@ import structlog
 from convener.core import wire
 from convener.core.directory import LoopStatus
 from convener.core.ledger import ANSWER, Answer
-from convener.core.model import ClaimReason, InboxEntry, LogEntry, Meta
+from convener.core.model import ClaimReason, InboxEntry, LogEntry, Meta, NewMessage
 from convener.errors import ConvenerError, StoreUnavailable
 from convener.manager.appender import Appender, Update
+from convener.manager.base import SendResult
 from convener.manager.clock import boottime, wall_ms
-from convener.manager.context import NodeContext, RecoveryMode
+from convener.manager.context import NodeContext
 from convener.manager.conversation import Conversation
+from convener.manager.cutoff import CUT_OFF, STRUCK, after_cut_off
 from convener.manager.intake import Intake, chunks, stop_reason, unanswered
-from convener.manager.traits import Interrupted
+from convener.manager.loops import LoopSession
 from convener.manager.turn import Input
 from convener.manager.turns import Pending, Turns
 from convener.manager.views import Publication, View
@@ -33,8 +35,6 @@ from convener.manager.views import Publication, View
 log = structlog.get_logger(__name__)
 
 RETRY_PAUSE_S: Final = 0.1
-DECIDE_S: Final = 30.0
-STRUCK: Final = "the turn was given up: three nodes in a row went down while it ran"
 EndReason = Literal["released", "stopped", "failed", "held", "lost", "diverged", "closed"]
 
 
@@ -47,6 +47,10 @@ class Host(Protocol):
 
     async def runner_ended(self, runner: Runner, why: EndReason) -> None:
         """It is over: forget it, and give back what the reason leaves to give back."""
+        ...
+
+    async def post(self, cid: str, message: NewMessage, known: bool) -> SendResult:
+        """Send a message to a conversation."""
         ...
 
 
@@ -80,6 +84,10 @@ class Runner:
         stem = secrets.token_hex(4)
         self._appender = Appender(node, self.cid, meta.epoch, meta.seq, self, lambda seq: f"{stem}.{seq}")
         self._turns = Turns(node, self, self._appender, meta, self._may_start, self._reached, self._turned)
+        self._session: LoopSession | None = None
+        if node.traits.loop is not None:
+            self._session = LoopSession(node, self, node.traits.loop, self._post, self._turns.state.copy)
+            self._turns.answerer = self._session
         self._task = node.supervisor.spawn(f"run {self.cid}", self._run())
 
     # -- what the view hears -----------------------------------------------------------------------------------
@@ -158,7 +166,7 @@ class Runner:
             await asyncio.shield(self._wind_up())
 
     async def _wind_up(self) -> None:
-        await self._turns.cancel()
+        await self._end_turn()
         if self.view.listener is self:
             self.view.listener = None
         self._ended.set()
@@ -178,41 +186,42 @@ class Runner:
             self._turns.load(replay, self.reason)
             if await self._may_go_on():
                 self._loaded = True
+                self._begin_session()
             return
+
+    def _begin_session(self) -> None:
+        if self._session is not None and self._may_start():
+            self._session.start()
+
+    async def _end_turn(self) -> Pending | None:
+        """End whatever runs of the agent. See `Turns.cancel`."""
+        current = await self._turns.cancel()
+        if self._session is not None:
+            await self._session.stop()
+        return current
+
+    async def _post(self, message: NewMessage, known: bool) -> SendResult:
+        return await self._host.post(self.cid, message, known)
+
+    @property
+    def armed(self) -> bool:
+        """Whether the conversation's loop waits for its own time."""
+        return self._session is not None and self._session.armed
 
     # -- after a crash -------------------------------------------------------------------------------------------
 
     async def _may_go_on(self) -> bool:
         """What becomes of a turn that was cut off when its node went down. False if the conversation is parked."""
-        head = self._turns.head
-        if self.reason != "takeover" or head is None or not head.attempts or self._meta.asks:
-            return True
-        if self._turns.is_struck:
+        verdict = await after_cut_off(self._node, self.conversation(), self._turns, self._meta, self.reason)
+        if verdict == "failed":
             await self._park("failed", "too_many_takeovers", STRUCK)
-            return False
-        mode = await self._recovery_mode(head)
-        if mode == "wait":
+        elif verdict == "wait":
             await self._park("held", "", "")
-            return False
-        if mode == "fail":
+        elif verdict == "fail":
             update = Update([])
-            self._turns.give_up_head(update, "recovery_failed", "the turn was cut off by a crash and is not repeated")
+            self._turns.give_up_head(update, "recovery_failed", CUT_OFF)
             self._appender.submit(update)
-        return True
-
-    async def _recovery_mode(self, head: Pending) -> RecoveryMode:
-        """The application's own decision, else the setting. A decision that fails must not lose the conversation."""
-        mode = self._node.options.recovery
-        if self._node.traits.recover is None:
-            return mode
-        steps = tuple(step.name for step in head.record.steps)
-        cut = Interrupted(self.conversation(), head.turn, head.message, head.attempts, steps)
-        try:
-            async with asyncio.timeout(DECIDE_S):
-                return await self._node.traits.recover(cut) or mode
-        except Exception:
-            log.exception("on_recover failed; the setting decides", conversation_id=self.cid, turn=head.turn)
-            return mode
+        return verdict in ("resume", "fail")
 
     async def _park(self, status: Literal["failed", "held"], code: str, message: str) -> None:
         """Leave the conversation to whoever says `resume`: nothing is started unasked."""
@@ -364,12 +373,15 @@ class Runner:
             return
         self._suspended = True
         await self._turns.suspend()
+        if self._session is not None:
+            await self._session.stop()
         self._report()
 
     def resume(self) -> None:
         """The lease is good again: send what waits, read the inbox as after a reconnect, go on."""
         if self._suspended:
             self._suspended = False
+            self._begin_session()
             self._appender.push()
             self.missed()
 
@@ -377,7 +389,7 @@ class Runner:
 
     async def _obey_stop(self, position: int, reason: str) -> None:
         """Close the log: the running turn is interrupted, what is queued is given up, all in one append."""
-        current = await self._turns.cancel()
+        current = await self._end_turn()
         update = Update([], closing="stopped", ends_turn=True, cursor=position, done=position)
         if current is not None:
             self._turns.interrupted(update, current, reason)
@@ -409,6 +421,8 @@ class Runner:
     async def _release(self) -> bool:
         # A turn that waits for a person is begun again when the answer has come.
         await self._turns.suspend()
+        if self._session is not None:
+            await self._session.stop()
         while self._end is None:
             try:
                 seq = self._appender.written_seq
@@ -421,6 +435,7 @@ class Runner:
                 self._finish("released")
                 return True
             self._leaving = False
+            self._begin_session()
             self.missed()
             return False
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -15,6 +15,7 @@ from convener.manager.jsontext import to_json
 if TYPE_CHECKING:
     from convener.manager.context import RecoveryMode
     from convener.manager.conversation import Conversation
+    from convener.manager.loops import LoopFunction
     from convener.manager.turn import Input
 
 VERSION: Final = "$version"
@@ -123,7 +124,7 @@ class Traits:
     Attributes:
         codec: the form of its state.
         recover: decides what becomes of a cut-off turn; None leaves it to the setting `recovery`.
-        open_session: begins what runs as long as the conversation is loaded (`@app.loop`).
+        loop: what runs as long as a conversation is loaded (`@app.loop`), and takes its turns.
         hibernates: whether its conversations may leave memory when they are idle.
         keeps_running: whether a conversation that was loaded on a node that went down is loaded again, though nothing
             is unanswered.
@@ -131,6 +132,7 @@ class Traits:
 
     codec: Codec = field(default_factory=DictCodec)
     recover: Recover | None = None
+    loop: LoopFunction | None = None
     hibernates: bool = True
     keeps_running: bool = False
 
@@ -139,6 +141,3 @@ def traits_of(agent: Any) -> Traits:
     """An agent's traits; it need not have any."""
     found = getattr(agent, "traits", None)
     return found if isinstance(found, Traits) else Traits()
-
-
-Methods = Mapping[str, Callable[["Conversation", Any], Awaitable[Any]]]

@@ -20,7 +20,7 @@ from convener.core.ledger import Answer, Ledger, Record
 from convener.core.model import STRIKES, ClaimReason, Meta
 from convener.core.replay import Replay
 from convener.errors import ConvenerError, OwnershipLost
-from convener.manager.answering import State, call_agent
+from convener.manager.answering import Answerer, State, call_agent
 from convener.manager.appender import Appender, Ticket, Update
 from convener.manager.asking import Answers
 from convener.manager.clock import wall_ms
@@ -90,6 +90,7 @@ class Turns:
         self._answers: Answers | None = None
         self._struck = 0
         self.halted = 0
+        self.answerer: Answerer = node.agent
         self._cancelling = asyncio.Lock()
         self.state = State(node.options.max_payload_bytes, node.traits.codec)
 
@@ -234,7 +235,7 @@ class Turns:
         self._finish(turn, pending, failure)
 
     async def _call(self, turn: Turn[Any], answers: Answers) -> dict[str, Any] | None:
-        return await call_agent(self._node.agent, turn, self.state.error, self._node.options.turn_timeout, answers)
+        return await call_agent(self.answerer, turn, self.state.error, self._node.options.turn_timeout, answers)
 
     def _finish(self, turn: Turn[Any], pending: Pending, failure: dict[str, Any] | None) -> None:
         """Append the end. Nothing awaits here, so nobody cancels between the end of a turn and its record."""

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from convener.manager import ClusteredConversationManager
 from convener.manager.context import Agent, NodeOptions
 from convener.manager.conversation import Conversation
+from convener.manager.traits import Traits
 from convener.manager.turn import Turn
 from convener.store.base import Store
 from convener.store.memory import MemoryStore
@@ -35,15 +36,17 @@ class FunctionAgent:
 
     def __init__(
         self,
-        answer: Callable[[Turn], Awaitable[None]],
+        answer: Callable[[Turn[Any]], Awaitable[None]],
         methods: Mapping[str, Callable[[Conversation, Any], Awaitable[Any]]] | None = None,
         limits: Mapping[str, int] | None = None,
+        traits: Traits | None = None,
     ) -> None:
         self._answer = answer
+        self.traits = traits or Traits()
         self.methods = dict(methods or {})
         self._limits = dict(limits or {})
 
-    async def run(self, turn: Turn) -> None:
+    async def run(self, turn: Turn[Any]) -> None:
         """Answer one message."""
         await self._answer(turn)
 
