@@ -50,7 +50,7 @@ def test_indexes_do_not_grow() -> None:
     for i in range(50):
         d.apply(Batch("a", 2 * i + 1, (record(f"c{i}"),), (), {f"s{i}": f"c{i}"}))
         d.apply(Batch("a", 2 * i + 2, (), (f"c{i}",), {}, (f"s{i}",)))
-    assert list(vars(d).values()) == [{"a": NodeView(100)}, {}, {}]
+    assert list(vars(d).values()) == [{"a": NodeView(100)}, {}, {}, []]
 
 
 def test_an_old_batch_is_ignored() -> None:
@@ -118,6 +118,34 @@ def test_single_changes_need_no_version() -> None:
     d.drop("a", "c1")
     d.drop("a", "c1")
     assert d.find("c1") is None
+
+
+def test_watchers_hear_of_whatever_may_have_changed() -> None:
+    heard: list[tuple[str, str]] = []
+
+    def since() -> set[tuple[str, str]]:
+        told = set(heard)
+        heard.clear()
+        return told
+
+    d = known("a")
+    d.watchers += [lambda user, cid: heard.append((user, cid))]
+    d.apply(Batch("a", 1, (record("c1"), record("c2")), (), {"s1": "c1"}))
+    assert since() == {("u", "c1"), ("u", "c2")}
+    d.apply(Batch("a", 2, (), ("c1", "unknown")))
+    assert since() == {("u", "c1")}
+    d.replace("a", 3, [record("c3")], {})
+    assert since() == {("u", "c2"), ("u", "c3")}
+    d.put("b", record("c3", epoch=2))
+    d.drop("a", "c3")
+    d.drop("a", "c3")
+    assert heard == [("u", "c3")] * 2
+    since()
+    d.put("b", record("c3", epoch=1))
+    assert since() == set(), "an older epoch changes nothing"
+    d.forget("b")
+    d.announce("v", "c4")
+    assert since() == {("u", "c3"), ("v", "c4")}
 
 
 def test_a_connection_is_in_one_conversation() -> None:

@@ -8,7 +8,7 @@ not shared state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,6 +61,8 @@ class Directory:
         self.nodes: dict[str, NodeView] = {}
         self._by_conversation: dict[str, set[str]] = {}
         self._by_client: dict[str, set[str]] = {}
+        self.watchers: list[Callable[[str, str], None]] = []
+        """Called with user and conversation whenever something of it may have changed. Must neither block nor raise."""
 
     # -- changes ---------------------------------------------------------------------------------------------
 
@@ -105,8 +107,9 @@ class Directory:
         """Drop everything of a node that is buried."""
         view = self.nodes.pop(node, None)
         if view is not None:
-            for cid in view.records:
+            for cid, record in view.records.items():
                 self._unindex(self._by_conversation, cid, node)
+                self.announce(record.user, cid)
             for connection, cid in view.connections.items():
                 self._unindex(self._by_client, cid, f"{node} {connection}")
 
@@ -119,16 +122,24 @@ class Directory:
         if (view := self.nodes.get(node)) is not None:
             self._drop(node, view, cid)
 
+    def announce(self, user: str, cid: str) -> None:
+        """Tell the watchers of a change that no record shows."""
+        for watcher in self.watchers:
+            watcher(user, cid)
+
     def _put(self, node: str, view: NodeView, record: Record) -> None:
         held = view.records.get(record.conversation_id)
         if held is not None and held.epoch > record.epoch:
             return
         view.records[record.conversation_id] = record
         self._by_conversation.setdefault(record.conversation_id, set()).add(node)
+        self.announce(record.user, record.conversation_id)
 
     def _drop(self, node: str, view: NodeView, cid: str) -> None:
-        if view.records.pop(cid, None) is not None:
+        record = view.records.pop(cid, None)
+        if record is not None:
             self._unindex(self._by_conversation, cid, node)
+            self.announce(record.user, cid)
 
     def _connect(self, node: str, view: NodeView, connection: str, cid: str) -> None:
         self._disconnect(node, view, connection)

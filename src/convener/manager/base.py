@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -279,6 +279,28 @@ class ConversationManager(ABC):
         self, user_id: str, before: tuple[int, str] | None, limit: int
     ) -> Sequence[ListedConversation]:
         """The user's conversations, newest activity first, strictly after `before` = (activity, id)."""
+
+    @abstractmethod
+    async def follow_list(
+        self,
+        user_id: str,
+        connection_id: str,
+        show: Callable[[AgentLoopInfo], Mapping[str, Any]],
+        *,
+        sink: ClientSink | None = None,
+    ) -> None:
+        """Tell the connection of all conversations of the user, by `conversation` events, until
+        `disconnect_from_session`.
+
+        After `begin_replay(connection_id)` one event for each of the newest 100 and of all that are loaded; then one
+        whenever one is created, changes its status, owner or metadata, is stopped or deleted, on whatever node. A
+        client that reads slowly gets the latest state of each.
+
+        Args:
+            show: makes the payload; `change` is added to it: ``snapshot``, ``created``, ``changed``, ``stopped``,
+                ``deleted``.
+            sink: where the events go; default the manager's Socket.IO server.
+        """
 
     @abstractmethod
     async def set_metadata(self, conversation_id: str, metadata: Mapping[str, Any]) -> AgentLoopInfo:

@@ -102,6 +102,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         self._serve()
         self._members.on_buried.append(self._on_buried)
         self._members.on_dead = self._rebirth.set
+        self._sync.on_missed.append(self._lists.relist)
         engine.admission.poke = self._poke
         engine.hibernate_elsewhere = self._ask_to_hibernate
         self._watch_health()
@@ -264,9 +265,10 @@ class ClusteredConversationManager(StandaloneConversationManager):
         """Handle one state message of another node.
 
         Args:
-            message: ``type`` (``status_update``, ``conversation_stopped``, ``new_conversation``),
-                ``conversation_id``, ``source_node``, and with a status ``new_status``; from convener's own nodes also
-                ``user_id``, ``epoch``, ``nonce``, ``since``. Malformed ones are counted and skipped.
+            message: ``type`` (``status_update``, ``conversation_stopped``, ``new_conversation``,
+                ``conversation_changed``: it has no record, or nothing that a record shows), ``conversation_id``,
+                ``source_node``, and with a status ``new_status``; from convener's own nodes also ``user_id``,
+                ``epoch``, ``nonce``, ``since``. Malformed ones are counted and skipped.
         """
         kind, cid, source = message.get("type"), message.get("conversation_id"), message.get("source_node")
         if not (isinstance(kind, str) and isinstance(cid, str) and isinstance(source, str)):
@@ -280,8 +282,11 @@ class ClusteredConversationManager(StandaloneConversationManager):
             self._stopped_elsewhere(cid, str(message.get("reason", "")), epoch if isinstance(epoch, int) else None)
         elif kind in ("status_update", "new_conversation"):
             self._status_elsewhere(kind, cid, source, message)
-        else:
+        elif kind != "conversation_changed":
             self._skip(message)
+            return
+        # Its record may never have been told of, or be gone; lists must look at it all the same.
+        self.engine.node.directory.announce(str(message.get("user_id", "")), cid)
 
     def _skip(self, message: Mapping[str, Any]) -> None:
         self.metrics.malformed.labels(where="sync").inc()

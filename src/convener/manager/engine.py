@@ -193,7 +193,9 @@ class Engine:
             return Created(meta, created=False)
         await self.node.store.index(user, cid)
         created = await self.node.store.create(cid, user, metadata, new_nonce())
-        if not created.created and created.meta.user != user:
+        if created.created:
+            self.records.note(user, cid)
+        elif created.meta.user != user:
             await self.node.store.unindex(user, cid)
             await self.node.store.index(created.meta.user, cid)
         return created
@@ -219,6 +221,7 @@ class Engine:
         """A refused first start leaves nothing, unless somebody wrote to it or started it meanwhile."""
         if await self.node.store.erase(cid) == "OK":
             await self.node.store.unindex(user, cid)
+            self.records.note(user, cid)
 
     async def send(self, cid: str, message: NewMessage, *, known: bool, reject_busy: bool) -> SendResult:
         """SEND, then make sure that somebody answers (I11). Only then is it acknowledged.
@@ -396,6 +399,7 @@ class Engine:
             return "stopping"
         if reply.outcome == "ALREADY":
             return "already_stopped"
+        self.records.note(reply.user, cid)
         if reply.user and reply.nonce:
             waiting = await self.node.store.unreserve(reply.user, cid, reply.nonce)
             await self.admission.freed(waiting)
@@ -427,6 +431,7 @@ class Engine:
         if await self.node.store.erase(cid) != "OK":
             raise OwnershipLost("the conversation is still being stopped; try again", retry_after=1.0)
         await self.node.store.unindex(meta.user, cid)
+        self.records.note(meta.user, cid)
 
     # -- suspension and the end ---------------------------------------------------------------------------------
 

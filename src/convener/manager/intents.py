@@ -138,6 +138,8 @@ class Intents:
         if view is not None:
             view.resumed()
         meta = await self._node.store.head(cid)
+        if meta is not None:
+            self._engine.records.note(meta.user, cid)
         if meta is not None and meta.position > meta.done:
             with contextlib.suppress(Queued):
                 await self._engine.starter.ensure(cid, "resume")

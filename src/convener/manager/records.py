@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 SWEEP_S: Final = 60.0
 BATCH: Final = 500
 """Records in one publication; the store's scripts take a few thousand arguments at most."""
+MAX_NOTED: Final = 10_000
+"""Changes without a record that wait to be told; beyond that, the other nodes find them when they compare."""
 
 
 class Records:
@@ -39,11 +41,12 @@ class Records:
         self._version = 0
         self._records: dict[str, Record] = {}
         self._dirty: dict[str, None] = {}
-        self._removed: dict[str, tuple[str, int]] = {}
+        self._removed: dict[str, tuple[str, int, str]] = {}
         self._clients: dict[str, str] = {}
         self._joined: dict[str, str] = {}
         self._left: dict[str, None] = {}
         self._touched: dict[str, dict[str, None]] = {}
+        self._noted: dict[tuple[str, str], None] = {}
         self._told: set[str] = set()
         self._changed = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -83,7 +86,14 @@ class Records:
             del self._records[cid]
             self._dirty.pop(cid, None)
             self._node.directory.drop(incarnation, cid)
-            self._removed[cid] = (status, held.epoch)
+            self._removed[cid] = (status, held.epoch, held.user)
+            self._changed.set()
+
+    def note(self, user: str, cid: str) -> None:
+        """A change that no record shows, as of a conversation that nobody owns: tell the lists everywhere."""
+        self._node.directory.announce(user, cid)
+        if self._publish and user and len(self._noted) < MAX_NOTED:
+            self._noted[user, cid] = None
             self._changed.set()
 
     def held(self, cid: str) -> Record | None:
@@ -145,8 +155,16 @@ class Records:
         async with self._turn:
             self._changed.clear()
             await self._touch()
-            while self._dirty or self._removed or self._joined or self._left:
-                await self._flush_some()
+            while self._dirty or self._removed or self._joined or self._left or self._noted:
+                noted = list(self._noted)[:BATCH]
+                for note in noted:
+                    # Before it is told: what changes meanwhile has to be told once more.
+                    del self._noted[note]
+                try:
+                    await self._flush_some(noted)
+                except BaseException:
+                    self._noted = dict.fromkeys(noted) | self._noted
+                    raise
 
     async def _touch(self) -> None:
         while self._touched:
@@ -157,7 +175,7 @@ class Records:
                 self._touched.setdefault(user, {}).update(cids)
                 raise
 
-    async def _flush_some(self) -> None:
+    async def _flush_some(self, noted: Collection[tuple[str, str]]) -> None:
         incarnation = self._node.incarnation
         self._version += 1
         version = self._version
@@ -168,7 +186,7 @@ class Records:
         await self._node.store.flush(incarnation, version, changed, joined, left)
         if self._publish:
             news = {r.conversation_id for r in changed} - self._told
-            payload = encode_batch(incarnation, version, changed, news, removed, joined, left)
+            payload = encode_batch(incarnation, version, changed, news, removed, joined, left, noted)
             # Nothing counts as told before it is published: without a later batch nobody would see the gap.
             await self._node.store.publish(self._node.store.channel("sync"), payload)
         if incarnation != self._node.incarnation:
@@ -213,7 +231,7 @@ class Records:
     def _forget_told(
         self,
         changed: list[Record],
-        removed: Mapping[str, tuple[str, int]],
+        removed: Mapping[str, tuple[str, int, str]],
         joined: Mapping[str, str],
         left: list[str],
     ) -> None:
@@ -237,15 +255,17 @@ def encode_batch(
     version: int,
     changed: Collection[Record],
     news: Collection[str],
-    removed: Mapping[str, tuple[str, int]],
+    removed: Mapping[str, tuple[str, int, str]],
     joined: Mapping[str, str],
     left: Collection[str],
+    noted: Collection[tuple[str, str]],
 ) -> bytes:
     """The publication of one batch: a list of messages that `_process_message` takes one by one.
 
     Args:
         news: which of `changed` nobody has been told of yet.
-        removed: conversation → (last status, epoch): only one that was stopped disconnects its clients.
+        removed: conversation → (last status, epoch, user): only one that was stopped disconnects its clients.
+        noted: (user, conversation) of what changed without a record.
     """
     messages: list[dict[str, Any]] = [
         {
@@ -267,8 +287,13 @@ def encode_batch(
             "source_node": node,
             "new_status": status,
             "epoch": epoch,
+            "user_id": user,
         }
-        for cid, (status, epoch) in removed.items()
+        for cid, (status, epoch, user) in removed.items()
+    ]
+    messages += [
+        {"type": "conversation_changed", "conversation_id": cid, "source_node": node, "user_id": user}
+        for user, cid in noted
     ]
     return msgspec.json.encode(
         {"t": "state", "node": node, "ver": version, "messages": messages, "joined": joined, "left": left}

@@ -128,6 +128,7 @@ class Recovery:
             return
         await self._free_slot(cid, record.user)
         await store.drop_record(incarnation, cid, record.nonce)
+        self._engine.records.note(record.user, cid)
 
     def _leads_nowhere(self, cid: str, owner: str) -> bool:
         return bool(owner) and not self._engine.is_answering(cid, owner)

@@ -40,6 +40,7 @@ from convener.manager.engine import Engine
 from convener.manager.health import Health
 from convener.manager.jsontext import to_json
 from convener.manager.lease import Lease
+from convener.manager.listing import Lists, Show
 from convener.manager.members import Members
 from convener.manager.ops import NodeInfo, Readiness
 from convener.manager.recovery import Recovery
@@ -81,6 +82,7 @@ class StandaloneConversationManager(Requests):
 
     publishes: ClassVar[bool] = False
     _engine: Engine | None = field(default=None, init=False, repr=False)
+    _lists: Lists = field(init=False, repr=False)
     _members: Members = field(init=False, repr=False)
     _recovery: Recovery = field(init=False, repr=False)
     _health: Health = field(init=False, repr=False)
@@ -142,6 +144,7 @@ class StandaloneConversationManager(Requests):
             incarnation=new_incarnation(options.name),
         )
         self._engine = Engine(node, SocketIOSink(self.sio) if self.sio is not None else None, self.publishes)
+        self._lists = Lists(node)
         try:
             await self._begin()
         except BaseException:
@@ -243,7 +246,7 @@ class StandaloneConversationManager(Requests):
 
     def begin_replay(self, connection_id: str) -> None:
         """See `ConversationManager`."""
-        feed = self.engine.feeds.get(connection_id)
+        feed = self.engine.feeds.get(connection_id) or self._lists.get(connection_id)
         if feed is not None:
             feed.begin()
 
@@ -354,6 +357,7 @@ class StandaloneConversationManager(Requests):
     async def disconnect_from_session(self, connection_id: str) -> None:
         """See `ConversationManager`."""
         await self.engine.leave(connection_id)
+        await self._lists.remove(connection_id)
 
     def get_agent_session(self, conversation_id: str) -> Any | None:
         """See `ConversationManager`."""
@@ -399,7 +403,22 @@ class StandaloneConversationManager(Requests):
         meta = await self.engine.node.store.set_metadata(cid, self._metadata(None, metadata))
         if meta is None:
             raise NotFound(f"no conversation {cid}")
+        self.engine.records.note(meta.user, cid)
         return queries.info_of_head(self.engine.node, cid, meta)
+
+    async def follow_list(
+        self,
+        user_id: str,
+        connection_id: str,
+        show: Show,
+        *,
+        sink: ClientSink | None = None,
+    ) -> None:
+        """See `ConversationManager`."""
+        out = sink if sink is not None else self.engine.sink
+        if out is None:
+            raise ConfigurationError("the manager has no Socket.IO server and the connection brought no sink")
+        await self._lists.add(connection_id, check_id(user_id, "user_id"), out, show)
 
     async def read_log(self, conversation_id: str, after: Cursor, limit: int) -> Page:
         """See `ConversationManager`."""

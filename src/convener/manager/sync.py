@@ -49,6 +49,8 @@ class Sync:
         self._to_read: set[str] = set()
         self._wanted = asyncio.Event()
         self.subscribed = asyncio.Event()
+        self.on_missed: list[Callable[[], None]] = []
+        """Called when messages may have been missed that no hash can make good, and rarely without a reason."""
         members.on_buried.append(self._on_buried)
         members.on_changed.append(self._on_members)
 
@@ -92,6 +94,7 @@ class Sync:
         batch = Batch(message.node, message.ver, joined=message.joined, left=tuple(message.left))
         if not self._node.directory.apply(batch):
             self._want(message.node)
+            self._missed()
         for one in message.messages:
             try:
                 await process(one)
@@ -107,6 +110,11 @@ class Sync:
         for name in self._members.state.members:
             if not self._node.owns(name):
                 self._want(name)
+        self._missed()
+
+    def _missed(self) -> None:
+        for tell in self.on_missed:
+            tell()
 
     def _want(self, name: str) -> None:
         self._to_read.add(name)
@@ -124,6 +132,8 @@ class Sync:
     def _on_buried(self, incarnation: str) -> None:
         self._node.directory.forget(incarnation)
         self._to_read.discard(incarnation)
+        # What it had still to tell nobody tells.
+        self._missed()
 
     async def read_forever(self) -> None:
         """Read the hashes that are wanted, one at a time."""
