@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convener.core.ledger import Ledger, Mismatch, Record, Step
+from convener.core.ledger import Answer, Asked, Ledger, Mismatch, Record, Step
 
 
 def test_a_first_attempt_runs_and_writes_everything() -> None:
@@ -82,3 +82,65 @@ def test_a_record_grows_with_the_entries_of_the_turn() -> None:
     record.note("mine", None)
     assert record.steps == [Step("a", 1, [1]), Step("b", 1, None, {"type": "E", "message": "m"})]
     assert record.outputs == ["reply", "mine"]
+
+
+# -- questions
+
+
+APPROVE = Asked("t5.1", "approve?", {"type": "boolean"})
+NAME = Asked("t5.2", "name?")
+
+
+def test_a_first_attempt_numbers_its_questions() -> None:
+    ledger = Ledger()
+    assert ledger.question("approve?", None) is None
+    assert [ledger.next_question(), ledger.next_question()] == [1, 2]
+    ledger.finish()
+
+
+def test_recorded_questions_are_matched_by_what_they_ask() -> None:
+    ledger = Ledger(Record(asked=[APPROVE, NAME]))
+    assert ledger.is_durable
+    assert ledger.question("name?", None) == NAME
+    assert ledger.question("approve?", None) is None, "another schema is another question"
+    assert ledger.question("approve?", {"type": "boolean"}) == APPROVE
+    assert ledger.question("approve?", {"type": "boolean"}) is None, "each is given back once"
+    assert ledger.next_question() == 3
+    ledger.finish()
+
+
+def test_equal_questions_are_given_back_in_the_order_in_which_they_were_recorded() -> None:
+    first, second = Asked("t5.1", "and?"), Asked("t5.2", "and?")
+    ledger = Ledger(Record(asked=[first, second]))
+    assert [ledger.question("and?", None) for _ in range(3)] == [first, second, None]
+
+
+def test_a_question_that_is_not_asked_any_more_is_a_mismatch() -> None:
+    ledger = Ledger(Record(asked=[APPROVE]))
+    assert ledger.question("approved?", {"type": "boolean"}) is None
+    with pytest.raises(Mismatch, match=r"question t5\.1 was asked by an earlier attempt and is not asked now"):
+        ledger.finish()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "number"),
+    [(["t5.2"], 3), (["t5.3", "t5.1"], 4), (["t5.10", "t5.9"], 11), (["damaged"], 2), (["t5.²"], 2), ([], 1)],
+)
+def test_no_two_questions_of_a_turn_have_the_same_number(recorded: list[str], number: int) -> None:
+    """Of two that were asked at the same time the second may be the only one that was recorded."""
+    ledger = Ledger(Record(asked=[Asked(ask_id, ask_id) for ask_id in recorded]))
+    assert ledger.next_question() == number
+
+
+def test_a_record_keeps_questions_and_the_first_answer_to_each() -> None:
+    record = Record()
+    record.note("ask", {"ask_id": "t5.1", "prompt": "approve?", "schema": {"type": "boolean"}, "deadline": 7})
+    record.note("answer", {"ask_id": "t5.1", "message_id": "m", "user_id": "u", "data": True})
+    record.note("answer", {"ask_id": "t5.1", "expired": True})
+    record.note("answer", {"ask_id": "t5.2", "expired": True})
+    for damaged in ({"prompt": "p"}, {"ask_id": 5}, None):
+        record.note("ask", damaged)
+        record.note("answer", damaged)
+    assert record.asked == [APPROVE]
+    assert record.answers == {"t5.1": Answer(True), "t5.2": Answer(expired=True)}
+    assert record.outputs == []

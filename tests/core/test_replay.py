@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from convener.core import wire
+from convener.core.ledger import Answer, Asked, Record
 from convener.core.model import InboxEntry, LogEntry
 from convener.core.replay import Replay
 
@@ -81,3 +82,27 @@ def test_what_a_turn_has_recorded_comes_with_its_message() -> None:
     assert first.record.outputs == ["reply"]
     assert [(s.name, s.number, s.result) for s in first.record.steps] == [("a", 1, 5)]
     assert second.record.outputs == []
+
+
+def test_questions_and_answers_come_with_their_turn() -> None:
+    ask = '{"ask_id":"t1.1","prompt":"p","schema":null,"deadline":null}'
+    said = wire.answer_event(InboxEntry(3, "m3", "answer", "u", 7, '{"ask_id":"t1.1","data":[1]}'))
+    expired = wire.answer_event(InboxEntry(4, "ask/t1.1", "answer", "", 7, '{"ask_id":"t1.1","expired":true}'))
+    replay = folded(given(1), given(2), kind("turn_started", 1), kind("ask", 1, ask), said, expired)
+    first, second = replay.unanswered()
+    assert first.record.asked == [Asked("t1.1", "p")]
+    assert first.record.answers == {"t1.1": Answer([1])}, "the first one counts"
+    assert second.record == Record()
+
+
+def test_an_answer_to_a_turn_that_has_ended_is_nobodys() -> None:
+    said = wire.answer_event(InboxEntry(3, "m3", "answer", "u", 7, '{"ask_id":"t1.1","data":1}'))
+    strange = wire.answer_event(InboxEntry(4, "m4", "answer", "u", 7, '{"data":1}'))
+    replay = folded(given(1), given(2), kind("turn_started", 1), kind("turn_interrupted", 1), said, strange)
+    (left,) = replay.unanswered()
+    assert (left.position, left.record) == (2, Record())
+
+
+def test_a_message_that_an_alarm_has_sent_says_so() -> None:
+    alarm = wire.input_event(InboxEntry(1, "alarm/t9.1", "alarm", "u", 7, "null"))
+    assert [b.alarm for b in folded(alarm, given(2)).unanswered()] == [True, False]

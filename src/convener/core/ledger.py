@@ -71,6 +71,12 @@ class Record:
                 self.answers.setdefault(ask_id, Answer(fields.get("data"), fields.get("expired") is True))
 
 
+def _number(asked: Asked) -> int:
+    """The number of a question within its turn, the last part of its id; 1 if it cannot be read."""
+    digits = asked.ask_id.rpartition(".")[2]
+    return int(digits) if digits.isascii() and digits.isdigit() else 1
+
+
 class Mismatch(Exception):
     """The code of this attempt does not fit what an earlier one has recorded."""
 
@@ -86,7 +92,8 @@ class Ledger:
         self._outputs = list(record.outputs)
         self._written = 0
         self._questions = list(record.asked)
-        self._questions_asked = len(record.asked)
+        # Questions that are asked at the same time may be recorded in any order, the first of them never.
+        self._questions_asked = max((_number(asked) for asked in record.asked), default=0)
 
     @property
     def is_durable(self) -> bool:
