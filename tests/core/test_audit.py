@@ -7,100 +7,43 @@ from dataclasses import replace
 
 import pytest
 
-from convener.core import conversation
 from convener.core.audit import (
     ConversationFacts,
     Violation,
-    audit_conversation,
     parse_event,
 )
 from convener.core.model import SEEN_WINDOW, InboxEntry, LogEntry
 from convener.core.wire import event, input_event, open_event
+from tests.core.audited import (
+    appended,
+    asking,
+    expired,
+    findings,
+    fresh,
+    held,
+    hibernated,
+    interrupted,
+    living,
+    message,
+    place,
+    resumed,
+    started_again,
+    stopped,
+    stopping,
+    waiting,
+    with_entry,
+)
 from tests.core.world import World, owned
-
-
-def living() -> World:
-    """Two epochs, three answered messages, one open turn, two unread messages."""
-    world = owned("a~1", messages=3)
-    for position in (1, 2, 3):
-        world.append(event("reply", f"t{position}", 1, '{"text":"…"}'))
-        world.answer(position)
-    world.now += 5_000
-    world.claim("b~1", "n2", reason="takeover")
-    world.send("m4")
-    world.take_in()
-    world.send("m5")
-    world.send("m6")
-    return world
-
-
-def stopped() -> World:
-    world = living()
-    world.stop("c~1", buried="b~1")
-    return world
-
-
-def findings(facts: ConversationFacts) -> list[tuple[str, str]]:
-    found = audit_conversation(facts)
-    assert all(v.where == "conversation c" for v in found)
-    return [(v.invariant, v.detail) for v in found]
-
-
-def with_entry(facts: ConversationFacts, index: int, text: str) -> ConversationFacts:
-    log = list(facts.log)
-    log[index] = replace(log[index], event=text)
-    return replace(facts, log=log)
-
-
-def place(facts: ConversationFacts, kind: str, nth: int = 0) -> int:
-    """Index of the nth entry of a kind."""
-    found = [i for i, e in enumerate(facts.log) if f'"kind":"{kind}"' in e.event]
-    return found[nth]
-
 
 # -- clean -----------------------------------------------------------------------------------------------------
 
 
-def fresh() -> World:
-    return World()
-
-
-def hibernated() -> World:
-    world = owned(messages=1)
-    world.answer(1)
-    world.release()
-    return world
-
-
-def resumed() -> World:
-    world = stopped()
-    world.apply(conversation.resume(world.read(), world.now))
-    return world
-
-
-def started_again() -> World:
-    world = resumed()
-    world.claim("d~1")
-    world.send("m7")
-    world.take_in()
-    return world
-
-
-def stopping() -> World:
-    world = living()
-    world.stop()
-    return world
-
-
-def interrupted() -> World:
-    world = owned(messages=2)
-    world.append(event("turn_interrupted", "t1", 1, '{"settles":[1,2]}'), done=2)
-    return world
-
-
 @pytest.mark.parametrize(
     "made",
-    [fresh, living, stopped, hibernated, resumed, started_again, stopping, interrupted],
+    [
+        *(fresh, living, stopped, hibernated, resumed, started_again, stopping, interrupted),
+        *(asking, waiting, expired, held),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_the_transitions_make_is_clean(made: Callable[[], World]) -> None:
@@ -254,17 +197,6 @@ def test_numbers_out_of_order() -> None:
 # -- once ------------------------------------------------------------------------------------------------------
 
 
-def appended(facts: ConversationFacts, *texts: str) -> ConversationFacts:
-    """The facts with further entries of the present owner."""
-    last = facts.log[-1]
-    log = [*facts.log, *(LogEntry(last.epoch, last.seq + i, t) for i, t in enumerate(texts, start=1))]
-    return replace(facts, log=log, meta=replace(facts.meta, seq=last.seq + len(texts)))
-
-
-def message(position: int, message_id: str) -> InboxEntry:
-    return InboxEntry(position, message_id, "message", "u", 1, '"hi"')
-
-
 def test_a_message_that_was_taken_in_twice() -> None:
     facts = appended(living().facts(), input_event(message(4, "m4")))
     seq = facts.meta.seq
@@ -412,6 +344,8 @@ def test_an_open_turn_that_nobody_owns() -> None:
     unowned = replace(world.head, owner="", nonce="", position=4)
     facts = replace(world.facts(), meta=unowned)
     assert findings(facts) == [("I13", "nobody owns it, but positions 4 to 4 are unanswered")]
+    # A `resume` may have to wait for a slot.
+    assert findings(replace(facts, queued=True)) == []
 
 
 def test_unread_messages_that_nobody_owns() -> None:

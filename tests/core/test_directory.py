@@ -129,7 +129,7 @@ def test_watchers_hear_of_whatever_may_have_changed() -> None:
         return told
 
     d = known("a")
-    d.watchers += [lambda user, cid: heard.append((user, cid))]
+    d.watchers.append(lambda user, cid: heard.append((user, cid)))
     d.apply(Batch("a", 1, (record("c1"), record("c2")), (), {"s1": "c1"}))
     assert since() == {("u", "c1"), ("u", "c2")}
     d.apply(Batch("a", 2, (), ("c1", "unknown")))

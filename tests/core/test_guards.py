@@ -12,11 +12,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from convener.core import admission, conversation, lease, membership
+from convener.core import admission, conversation, intents, lease, membership
 from tests.core import (
     test_admission,
+    test_alarms,
     test_conversation,
     test_conversation_owned,
+    test_intents,
     test_interrupt,
     test_lease,
     test_membership,
@@ -27,7 +29,8 @@ from tests.core.test_ownership import Ownership
 from tests.core.test_starts import Starts
 
 WATCHED: dict[ModuleType, tuple[list[ModuleType], type[RuleBasedStateMachine]]] = {
-    conversation: ([test_conversation, test_conversation_owned, test_interrupt], Ownership),
+    conversation: ([test_conversation, test_conversation_owned, test_interrupt, test_intents, test_alarms], Ownership),
+    intents: ([test_intents, test_interrupt, test_alarms], Ownership),
     admission: ([test_admission], Starts),
     membership: ([test_membership], Burial),
     lease: ([test_lease], Burial),
@@ -36,6 +39,7 @@ WATCHED: dict[ModuleType, tuple[list[ModuleType], type[RuleBasedStateMachine]]] 
 HARMLESS: dict[str, str] = {
     "append: `request.cursor > meta.cursor` always True": "what is below the cursor was trimmed before",
     "append: `request.cursor > meta.cursor` with the bound moved": "what is below the cursor was trimmed before",
+    "_asks: `request.asks` always True": "opens no question",
     "append: `done > meta.done` always True": "forgets sooner what is answered and beyond the window",
     "append: `done > meta.done` with the bound moved": "forgets sooner what is answered and beyond the window",
 }
@@ -90,10 +94,16 @@ FOUND_BY_MACHINE = {
     "append: `meta.seq != request.expected` always False": Ownership,
     "claim: without `meta.epoch != request.epoch`": Ownership,
     "claim: `meta.status != 'running'` always False": Ownership,
-    "release: without `meta.position != meta.done`": Ownership,
+    "release: without `not _may_leave(meta)`": Ownership,
+    "is_settled: without `meta.asks > 0`": Ownership,
+    "is_settled: without `meta.cursor == meta.position`": Ownership,
+    "append: without the change of `halted`": Ownership,
+    "answer: `ask_id not in state.asks` always False": Ownership,
+    "fire: without `state.seen is not None`": Ownership,
     "resolve: `meta.epoch == epoch` always False": Ownership,
     "send: `state.seen is not None` always False": Ownership,
-    "unsend: without `position <= meta.cursor`": Ownership,
+    "unsend: without `e.position == position`": Ownership,
+    "unsend: without `e.kind in RETRACTABLE`": Ownership,
     "reserve: `raised_limit and len(slots) + 1 + ahead >= raised_limit` always False": Starts,
     "reserve: `len(slots) + 1` without `1`": Starts,
     "join: `incarnation in state.dead` always False": Burial,

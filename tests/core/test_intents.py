@@ -11,7 +11,6 @@ from typing import Literal
 
 from convener.core import conversation, intents
 from convener.core.model import (
-    MAX_ALARMS,
     MAX_UNREAD,
     Closing,
     Conversation,
@@ -210,7 +209,7 @@ def test_a_takeover_while_a_person_is_waited_for_is_no_strike() -> None:
 def test_a_stop_closes_questions_and_keeps_the_answers() -> None:
     world = waiting("t1.1", "t1.2")
     world.append(event("x", "t1", 1, "1"))
-    pieces(world, "p")
+    world.stream("p")
     world.reply("t1.1", "r1")
     world.press()
     world.stop(buried="a~1")
@@ -224,7 +223,7 @@ def test_a_stop_closes_questions_and_keeps_the_answers() -> None:
 
 def test_an_owner_that_closes_leaves_no_question_and_no_piece() -> None:
     world = waiting()
-    pieces(world, "p")
+    world.stream("p")
     world.stop()
     assert world.append(event("stopped", "", 1, "{}"), closing="stopped", cursor=2).outcome == "OK"
     assert (world.head.asks, world.asks, world.pieces) == (0, {}, [])
@@ -237,140 +236,6 @@ def test_a_lost_head_is_rebuilt_with_its_questions() -> None:
     world.meta = None
     assert world.claim("b~1", user="u", generation="g").outcome == "OK"
     assert world.head.asks == 2
-
-
-# -- pieces ------------------------------------------------------------------------------------------------------
-
-
-def pieces(world: World, *texts: str, position: int = 1, **changes: object) -> str:
-    owner, epoch = changes.get("owner", world.head.owner), changes.get("epoch", world.head.epoch)
-    assert isinstance(owner, str)
-    assert isinstance(epoch, int)
-    return world.apply(intents.pieces(world.read(), owner, epoch, position, texts))
-
-
-def test_pieces_are_kept_and_published() -> None:
-    world = owned("a~1", messages=1)
-    before = world.head
-    assert pieces(world, '{"a":1}', "2") == "OK"
-    assert pieces(world, "3") == "OK"
-    assert (world.pieces, world.head) == (['{"a":1}', "2", "3"], before)
-    said = [json.loads(text) for text in world.published[-2:]]
-    epoch = before.epoch
-    assert said == [
-        {"t": "piece", "epoch": epoch, "pieces": [{"a": 1}, 2]},
-        {"t": "piece", "epoch": epoch, "pieces": [3]},
-    ]
-
-
-def test_no_pieces_say_nothing() -> None:
-    world = owned("a~1", messages=1)
-    said = len(world.published)
-    assert pieces(world) == "OK"
-    assert (world.pieces, len(world.published)) == ([], said)
-
-
-def test_pieces_are_fenced_and_end_with_the_turn() -> None:
-    assert intents.pieces(NOBODY, "", 0, 1, ("1",)) == ("FENCED", ())
-    world = owned("a~1", messages=2)
-    assert pieces(world, "1", owner="b~1") == pieces(world, "1", epoch=world.head.epoch - 1) == "FENCED"
-    pieces(world, "1")
-    world.answer(1)
-    assert world.pieces == []
-    assert pieces(world, "late") == "STALE"
-    assert pieces(world, "next", position=2) == "OK"
-    assert world.pieces == ["next"]
-
-
-def test_a_new_attempt_voids_what_was_streamed() -> None:
-    world = owned("a~1", messages=1)
-    pieces(world, "1")
-    world.append(event("x", "t1", 1, "1"))
-    assert world.pieces == ["1"]
-    world.append(begins_turn=True)
-    assert world.pieces == []
-
-
-# -- alarms ------------------------------------------------------------------------------------------------------
-
-
-def test_an_alarm_becomes_a_message_once() -> None:
-    world = owned("a~1")
-    assert world.set_alarm("alarm/t1.1", '{"say":1}') == "OK"
-    world.now = 3_000
-    assert world.fire("alarm/t1.1") == SendReply("OK", 1, "a~1", world.head.epoch)
-    assert world.inbox == [InboxEntry(1, "alarm/t1.1", "alarm", "u", 3_000, '{"say":1}')]
-    assert (world.alarms, world.seen) == ({}, {"alarm/t1.1": 1})
-    assert (world.head.position, world.head.updated) == (1, 3_000)
-    assert json.loads(world.published[-1])["kind"] == "alarm"
-    assert world.fire("alarm/t1.1") == SendReply("DUP", 1, "a~1", world.head.epoch)
-    assert world.fire("alarm/t1.2") == SendReply("DUP", 0, "a~1", world.head.epoch)
-    world.take_in()
-    said = json.loads(world.log[-1].event)
-    assert (said["kind"], said["turn"], said["data"]["alarm"]) == ("input", "t1", True)
-    assert world.violations() == []
-
-
-def test_an_alarm_that_is_set_again_says_the_new_thing() -> None:
-    world = owned()
-    world.set_alarm("a1", "1")
-    assert world.set_alarm("a1", "2") == "OK"
-    assert world.alarms == {"a1": "2"}
-
-
-def test_an_alarm_that_has_fired_is_not_set_again() -> None:
-    world = owned()
-    world.set_alarm("a1")
-    world.fire("a1")
-    assert world.set_alarm("a1") == "DUP"
-    assert world.alarms == {}
-
-
-def test_alarms_are_bounded() -> None:
-    world = owned()
-    world.alarms = {f"a{i}": "1" for i in range(MAX_ALARMS - 1)}
-    assert world.set_alarm("last") == "OK"
-    assert world.set_alarm("more") == "FULL"
-    assert world.set_alarm("last", "2") == "OK"
-    assert (len(world.alarms), world.alarms["last"]) == (MAX_ALARMS, "2")
-
-
-def test_alarms_of_nothing() -> None:
-    assert intents.set_alarm(NOBODY, "a1", "1") == ("NOT_FOUND", ())
-    assert intents.fire(NOBODY, "a1", 9, 1) == (SendReply("NOT_FOUND"), ())
-
-
-def test_a_stopped_conversation_takes_no_alarms_and_drops_those_that_are_due() -> None:
-    world = owned("a~1")
-    world.set_alarm("a1")
-    world.set_alarm("a2")
-    world.stop()
-    assert world.set_alarm("a3") == "CLOSED"
-    assert world.fire("a1") == SendReply("CLOSED")
-    world.stop(buried="a~1")
-    assert world.set_alarm("a3") == "CLOSED"
-    assert world.fire("a1") == SendReply("CLOSED")
-    assert world.alarms == {"a2": "1"}
-    world.resume()
-    assert world.fire("a2").outcome == "OK"
-
-
-def test_an_alarm_waits_while_the_queue_is_full() -> None:
-    world = owned()
-    world.set_alarm("a1")
-    world.send("m1")
-    assert world.fire("a1", max_pending=1) == SendReply("FULL")
-    assert (world.alarms, world.head.position) == ({"a1": "1"}, 1)
-    assert world.fire("a1", max_pending=2).outcome == "OK"
-
-
-def test_an_alarm_never_takes_the_place_of_a_message() -> None:
-    """Whoever chose the same id: a second entry under it would make the owner pass the first one over."""
-    world = owned()
-    world.set_alarm("a1")
-    world.send("a1")
-    assert world.fire("a1") == SendReply("DUP", 1, "a~1", world.head.epoch)
-    assert (world.seen, world.alarms, len(world.inbox)) == ({"a1": 1}, {}, 1)
 
 
 # -- unsend ------------------------------------------------------------------------------------------------------
@@ -472,7 +337,7 @@ def test_a_resumed_conversation_may_wait_for_a_person() -> None:
 
 def test_a_turn_is_given_up_with_its_questions() -> None:
     world = waiting()
-    pieces(world, "p")
+    world.stream("p")
     failed = event("turn_failed", "t1", 1, "{}")
     assert world.append(failed, done=1, closing="failed", ends_turn=True).outcome == "OK"
     assert (world.head.done, world.head.asks, world.asks, world.pieces) == (1, 0, {}, [])

@@ -63,6 +63,35 @@ def test_input_event(value: object) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("data", "turn"),
+    [
+        ('{"ask_id":"t5.1","data":1.50}', "t5"),
+        ('{"ask_id":"t5.1","expired":true}', "t5"),
+        ('{"ask_id":"t50.12","data":{"ask_id":"t9.9"}}', "t50"),
+        ('{"ask_id":"t5","data":1}', ""),
+        ('{"ask_id":"tx.1"}', ""),
+        ('{"ask_id":"t\u0665.1"}', ""),
+    ],
+)
+def test_answer_event(data: str, turn: str) -> None:
+    text = wire.answer_event(entry(data))
+    event = json.loads(text)
+    assert (event["kind"], event["turn"], event["ts"]) == ("answer", turn, 99)
+    assert event["data"] == {"message_id": "m-1", "user_id": "u~1", **json.loads(data)}
+    # To the letter: numbers stay as somebody wrote them.
+    assert text.endswith(data[1:] + "}")
+
+
+@pytest.mark.parametrize("data", ['"yes"', "[1]", "{}", '{"data":1,"ask_id":"t5.1"}'])
+def test_answer_event_of_another_form(data: str) -> None:
+    event = json.loads(wire.answer_event(entry(data)))
+    assert (event["turn"], event["data"]) == (
+        "",
+        {"message_id": "m-1", "user_id": "u~1", "data": json.loads(data)},
+    )
+
+
 @given(st.text())
 def test_stopped_event(reason: str) -> None:
     event = json.loads(wire.stopped_event(reason, 5))
@@ -89,6 +118,13 @@ def test_publications_of_log_entries_carry_them_up_to_the_limit_in_bytes() -> No
     heard = json.loads(wire.publish_log(5, 9, (half, half)))
     assert heard == {"t": "log", "epoch": 5, "seq": 9, "events": [json.loads(half)] * 2}
     assert json.loads(wire.publish_log(5, 9, (half, half, "1"))) == {"t": "log", "epoch": 5, "seq": 9, "n": 3}
+
+
+def test_publications_of_pieces_carry_them_up_to_the_limit_in_bytes() -> None:
+    half = '"' + "é" * ((PUBLISH_LIMIT // 2 - 2) // 2) + '"'
+    heard = json.loads(wire.publish_pieces(5, (half, half)))
+    assert heard == {"t": "piece", "epoch": 5, "pieces": [json.loads(half)] * 2}
+    assert json.loads(wire.publish_pieces(5, (half, half, "1"))) == {"t": "piece", "epoch": 5, "n": 3}
 
 
 def test_publications_of_a_status() -> None:

@@ -176,6 +176,11 @@ class World:
     def resume(self) -> str:
         return self.apply(conversation.resume(self.read(), self.now))
 
+    def stream(self, *texts: str, position: int = 1, owner: str | None = None, epoch: int | None = None) -> str:
+        """Add pieces, as the owner."""
+        owner, epoch = self.head.owner if owner is None else owner, self.head.epoch if epoch is None else epoch
+        return self.apply(intents.pieces(self.read(), owner, epoch, position, texts))
+
     def fire(self, alarm_id: str, *, max_pending: int = 100) -> SendReply:
         return self.apply(intents.fire(self.read(alarm_id), alarm_id, max_pending, self.now))
 

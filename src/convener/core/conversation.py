@@ -100,7 +100,7 @@ def unsend(state: Conversation, message_id: str, position: int) -> tuple[UnsendO
     ever.
     """
     meta = state.meta
-    if meta is None or meta.owner or position <= meta.cursor or state.seen != position:
+    if meta is None or meta.owner or state.seen != position:
         return "REFUSED", ()
     if not any(e.position == position and e.kind in RETRACTABLE for e in state.inbox):
         return "REFUSED", ()

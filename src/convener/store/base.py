@@ -150,7 +150,9 @@ class TimerStore(Protocol):
     async def clear_timer(self, cid: str, timer_id: str) -> bool: ...
 
     async def due_timers(self, shard: int, limit: int) -> Sequence[tuple[str, str, int]]:
-        """At most `limit` of (conversation, timer, due) that are due by the store's clock, longest overdue first."""
+        """At most `limit` of (conversation, timer, due) that are due by the store's clock, longest overdue first, ties
+        by ``conversation|timer``. What cannot be done yet has to be moved, or it stands before what can.
+        """
         ...
 
 

@@ -194,7 +194,7 @@ class _TimerTables:
     def due_timers(self, shard: int, until: int, limit: int) -> Sequence[tuple[str, str, int]]:
         held = self._timers.get(shard, {})
         due = [(cid, timer_id, at) for (cid, timer_id), at in held.items() if at <= until]
-        return sorted(due, key=lambda timer: timer[2])[: max(limit, 0)]
+        return sorted(due, key=lambda timer: (timer[2], f"{timer[0]}|{timer[1]}"))[: max(limit, 0)]
 
 
 class _UserTables:

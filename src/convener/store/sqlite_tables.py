@@ -178,7 +178,10 @@ class _TimerTables(_Base):
         return self.db.execute(query, (cid, timer_id)).rowcount > 0
 
     def due_timers(self, shard: int, until: int, limit: int) -> Sequence[tuple[str, str, int]]:
-        query = "SELECT cid, timer_id, due FROM timers WHERE shard = ? AND due <= ? ORDER BY due LIMIT ?"
+        query = (
+            "SELECT cid, timer_id, due FROM timers WHERE shard = ? AND due <= ?"
+            " ORDER BY due, cid || '|' || timer_id LIMIT ?"
+        )
         return list(self.db.execute(query, (shard, until, max(limit, 0))))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import ModuleType
 from typing import Final
 
-from convener.testing.contract_checks import bus, conversations, logs, membership, nodes, users
+from convener.testing.contract_checks import alarms, bus, conversations, intents, logs, membership, nodes, users
 from convener.testing.harness import Harness, HarnessFactory
 from convener.testing.leaks import watched
 
@@ -28,7 +28,9 @@ def _checks(module: ModuleType) -> list[Check]:
 
 
 CHECKS: Final[Sequence[Check]] = tuple(
-    check for module in (conversations, logs, users, membership, nodes, bus) for check in _checks(module)
+    check
+    for module in (conversations, intents, alarms, logs, users, membership, nodes, bus)
+    for check in _checks(module)
 )
 
 

@@ -1,8 +1,8 @@
 """Keys that nobody deletes: found by deleting everything, the way the cluster does it, and looking at what is left.
 
 `watched` wraps a harness. What a test does through it is noted by name: conversations, users, nodes. When the test
-is over, each of them is brought to its regular end (stopped, erased, taken off the lists, slots freed, queue left,
-records dropped, node left and forgotten). Then the store must hold nothing but `SINGLETONS`.
+is over, each of them is brought to its regular end (stopped, erased, taken off the lists, timers cleared, slots
+freed, queue left, records dropped, node left and forgotten). Then the store must hold nothing but `SINGLETONS`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Touched:
     cids: set[str] = field(default_factory=set[str])
     users: set[str] = field(default_factory=set[str])
     incarnations: set[str] = field(default_factory=set[str])
+    timers: set[str] = field(default_factory=set[str])
 
 
 class _Noting:
@@ -61,6 +62,8 @@ class _Noting:
                     touched.cids.update(value)
                 case "user":
                     touched.users.add(value)
+                case "timer_id":
+                    touched.timers.add(value)
                 case "incarnation" | "me":
                     touched.incarnations.add(value)
                 case "request" if isinstance(value, ClaimRequest):
@@ -100,6 +103,8 @@ async def delete_everything(store: Store, touched: Touched) -> None:
             # Whoever owned it is at its end as well.
             await store.stop(cid, "leaks~1", "the test is over", head.owner)
             assert await store.erase(cid) == "OK", f"conversation {cid} cannot be erased: {await store.head(cid)}"
+        for timer_id in touched.timers:
+            await store.clear_timer(cid, timer_id)
     for user in touched.users:
         for cid in touched.cids:
             await store.unindex(user, cid)

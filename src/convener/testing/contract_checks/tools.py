@@ -7,8 +7,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from convener.core.model import AppendReply, AppendRequest, ClaimReply, ClaimRequest, Meta, NewMessage, SendReply
-from convener.core.wire import event, input_event
+from convener.core.model import (
+    MESSAGES,
+    REMEMBERED,
+    AppendReply,
+    AppendRequest,
+    ClaimReply,
+    ClaimRequest,
+    InboxEntry,
+    Meta,
+    NewMessage,
+    SendReply,
+)
+from convener.core.wire import answer_event, event, input_event, turn_id
 from convener.store.base import Store
 
 T = TypeVar("T")
@@ -66,18 +77,47 @@ async def append(store: Store, *events: str, cid: str = "c", **changes: Any) -> 
     return await store.append(cid, replace(request, **changes))
 
 
-async def take_in(store: Store, cid: str = "c") -> AppendReply:
-    """Append every unread message as an input."""
+async def unread(store: Store, cid: str = "c") -> list[InboxEntry]:
+    """What nobody has taken in."""
     read = await store.inbox(cid)
     assert read is not None
-    taken = [e for e in read[1] if e.kind == "message"]
-    cursor = max([read[0].cursor, *(e.position for e in taken)])
-    return await append(store, *(input_event(e) for e in taken), cid=cid, cursor=cursor)
+    return list(read[1])
+
+
+async def take_in(store: Store, cid: str = "c") -> AppendReply:
+    """Append every unread message as an input, and every unread answer."""
+    taken = [e for e in await unread(store, cid) if e.kind in REMEMBERED]
+    cursor = max([(await head(store, cid)).cursor, *(e.position for e in taken)])
+    events = [input_event(e) if e.kind in MESSAGES else answer_event(e) for e in taken]
+    return await append(store, *events, cid=cid, cursor=cursor)
 
 
 async def answer(store: Store, position: int, cid: str = "c") -> AppendReply:
     """End a turn."""
-    return await append(store, event("turn_done", f"t{position}", 1, "{}"), cid=cid, done=position)
+    ended = event("turn_done", turn_id(position), 1, "{}")
+    return await append(store, ended, cid=cid, done=position, ends_turn=True)
+
+
+async def ask(store: Store, *ask_ids: str, cid: str = "c") -> AppendReply:
+    """Ask questions in the open turn."""
+    asks = tuple((ask_id, f'{{"prompt":"é {ask_id}"}}') for ask_id in ask_ids)
+    events = [event("ask", ask_id.partition(".")[0], 1, f'{{"ask_id":"{ask_id}"}}') for ask_id in ask_ids]
+    return await append(store, *events, cid=cid, asks=asks)
+
+
+async def reply(store: Store, ask_id: str, message_id: str, cid: str = "c", data: str = '"yes"') -> SendReply:
+    """Answer a question, as user `u`."""
+    body = f'{{"ask_id":"{ask_id}","data":{data}}}'
+    return await store.answer(cid, ask_id, NewMessage(message_id, "u", body, "answer"))
+
+
+async def waiting(store: Store, *ask_ids: str, cid: str = "c") -> Meta:
+    """A conversation of `a~1` whose turn `t1` has asked these questions."""
+    await owned(store, cid=cid)
+    await send(store, "m1", cid)
+    await take_in(store, cid)
+    assert (await ask(store, *ask_ids, cid=cid)).outcome == "OK"
+    return await head(store, cid)
 
 
 async def until(look: Callable[[], Awaitable[T]], good: Callable[[T], bool], what: str, limit: float = 20) -> T:

@@ -4,9 +4,8 @@
 -- ARGV 1 message id  2 position
 -- ->   'OK' | 'REFUSED'
 local head = redis.call('HMGET', KEYS[1], 'owner', 'cursor', 'position', 'status')
-local position = tonumber(ARGV[2])
-if not head[4] or head[1] ~= '' or position <= tonumber(head[2]) then return 'REFUSED' end
-local seen = redis.call('ZSCORE', KEYS[3], ARGV[1])
+if not head[4] or head[1] ~= '' then return 'REFUSED' end
+local position, seen = tonumber(ARGV[2]), redis.call('ZSCORE', KEYS[3], ARGV[1])
 if not seen or tonumber(seen) ~= position then return 'REFUSED' end
 local found = redis.call('XRANGE', KEYS[2], ARGV[2] .. '-0', ARGV[2] .. '-0')[1]
 local kind = found and found[2][4] -- as put_inbox has written it
