@@ -194,7 +194,7 @@ def test_the_file_is_refused_by_name(tmp_path: Path) -> None:
         ({"drain_timeout": -1}, "drain_timeout (CONVENER_DRAIN_TIMEOUT)"),
         ({"max_concurrent_conversations": 0}, "max_concurrent_conversations"),
         ({"limit_policy": "wait"}, "limit_policy (CONVENER_LIMIT_POLICY): input should be 'evict_idle'"),
-        ({"overlap_policy": "interrupt"}, "overlap_policy"),
+        ({"overlap_policy": "sometimes"}, "overlap_policy"),
         ({"node_name": "a b"}, "node_name"),
         ({"namespace": "a{b}"}, "namespace"),
         ({"redis_url": "localhost:6379"}, "redis_url (CONVENER_REDIS_URL): must look like redis://"),
