@@ -54,10 +54,10 @@ def check_answered(
     for event in events:
         if event["kind"] == "reply":
             assert event["data"] == {"text": answer(sent[inputs[event["turn"]]["message_id"]])}, event
-    _check_turns(events)
+    check_turns(events)
 
 
-def _check_turns(events: Sequence[Event]) -> None:
+def check_turns(events: Sequence[Event]) -> None:
     """Attempts count up from 1; one turn at a time; nothing of a turn after its end."""
     running, attempts, over = "", Counter[str](), set[str]()
     for event in events:

@@ -231,6 +231,13 @@ class Cluster:
         name = _name(self.stored.head(cid)["owner"])
         return next((index for index, node in enumerate(self.nodes) if node.name == name), None)
 
+    def index_of(self, pid: int) -> int:
+        """The node that runs, or once ran, as this process."""
+        for index, node in enumerate(self.nodes):
+            if pid in [life.pid for life in (node.process, *node.former) if life is not None]:
+                return index
+        raise LookupError(f"no node ever ran as {pid}")
+
     def incarnations(self, index: int) -> set[str]:
         """The live incarnations of a node, as the store has them."""
         assert self.stored is not None

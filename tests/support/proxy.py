@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import hiredis
 
 _CHUNK = 65536
 
@@ -46,15 +48,40 @@ def _all(_: Passage) -> bool:
     return True
 
 
+Rewrite = Callable[[list[bytes]], bytes]
+"""From a command, as its words, to what the server is told instead."""
+
+
+class _Commands:
+    """Cuts what a client of Redis says into commands, and rewrites each."""
+
+    def __init__(self, rewrite: Rewrite) -> None:
+        self._rewrite = rewrite
+        self._reader = hiredis.Reader(notEnoughData=None)
+
+    def __call__(self, data: bytes) -> bytes:
+        self._reader.feed(data)
+        out = bytearray()
+        while True:
+            command: Any = self._reader.gets()
+            if command is None:
+                return bytes(out)
+            out += self._rewrite(command)
+
+
 class Proxy:
     """Forwards connections from `port` to a server.
 
     `freeze` holds everything back, in both directions, while connections stay up: a half-open link. `cut` resets
     connections. `delay` holds each piece back for some seconds. `accepting` False closes new connections at once.
+
+    Args:
+        rewrite: is asked about each command of Redis's protocol; without it bytes pass as they are.
     """
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1", rewrite: Rewrite | None = None) -> None:
         self._target = host, port
+        self._rewrite = rewrite
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.passages: list[Passage] = []
@@ -136,12 +163,15 @@ class Proxy:
     async def _pump(
         self, passage: Passage, source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: bytearray | None
     ) -> None:
+        commands = _Commands(self._rewrite) if kept is not None and self._rewrite is not None else None
         with contextlib.suppress(OSError):
             while data := await source.read(_CHUNK):
                 if kept is not None:
                     passage.pieces += 1
                     if len(kept) < _CHUNK:
                         kept += data
+                if commands is not None:
+                    data = commands(data)
                 await passage.open.wait()
                 if self.delay:
                     await asyncio.sleep(self.delay)

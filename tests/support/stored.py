@@ -77,6 +77,15 @@ class Stored:
         """Entries in the inbox."""
         return int(self._ask("XLEN", self._key(cid, "in")))
 
+    def state(self, cid: str) -> Any:
+        """The agent's durable state, None if there is none."""
+        text = self._ask("GET", self._key(cid, "state"))
+        return None if text is None else json.loads(text)
+
+    def pieces(self, cid: str) -> list[Any]:
+        """The pieces of the answer that is being written."""
+        return [json.loads(fields["p"]) for _, fields in self._ask("XRANGE", self._key(cid, "tail"), "-", "+")]
+
     # -- users and nodes -----------------------------------------------------------------------------------------
 
     def slots(self, user: str) -> dict[str, str]:
