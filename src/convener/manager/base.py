@@ -13,6 +13,8 @@ from convener.core.directory import LoopStatus
 from convener.core.model import Page
 
 InterruptResult = Literal["interrupted", "interrupting", "stale", "idle"]
+MoveResult = Literal["moved", "there", "busy"]
+"""`there`: it is on that node already; `busy`: a turn is under way, and was not to be cut off."""
 StopResult = Literal["stopped", "stopping", "already_stopped"]
 ResumeResult = Literal["resumed", "running"]
 Overlap = Literal["enqueue", "reject", "interrupt"]
@@ -338,6 +340,19 @@ class ConversationManager(ABC):
 
         The intent is recorded first, so it holds even while the owner is being replaced. `turn` is the turn that is
         meant; a press meant for an earlier one is ``stale``. Raises `NotFound`, `ConversationStopped`, `InboxFull`.
+        """
+
+    @abstractmethod
+    async def move(self, conversation_id: str, node: str, *, cut: bool = False) -> MoveResult:
+        """Let the node of that name own the conversation, from wherever it is; one that is not loaded is loaded there.
+
+        Args:
+            cut: whether a turn under way is cut off, to be begun again there; else the answer is ``busy``.
+
+        Raises:
+            NotFound: no such conversation or node.
+            InvalidRequest: the node is leaving (code ``node_leaving``).
+            OwnerUnavailable: it was not done in time; the conversation is owned all the same, here or there.
         """
 
     @abstractmethod

@@ -19,13 +19,15 @@ import structlog
 from convener.core.directory import LISTED, LoopStatus, Record
 from convener.core.lease import LeaseTerms
 from convener.errors import ConfigurationError, ConvenerError, NotFound, OwnerUnavailable, StoreUnavailable
-from convener.ids import new_incarnation
+from convener.ids import check_id, new_incarnation
+from convener.manager.base import MoveResult
 from convener.manager.calls import Calls
 from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeOptions
 from convener.manager.heartbeat import Heartbeat
 from convener.manager.lease import Lease
 from convener.manager.members import Members
+from convener.manager.moving import Moves
 from convener.manager.recovery import Recovery
 from convener.manager.standalone import StandaloneConversationManager
 from convener.manager.sync import Sync
@@ -58,6 +60,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
     publishes: ClassVar[bool] = True
     _calls: Calls = field(init=False, repr=False)
     _sync: Sync = field(init=False, repr=False)
+    _moves: Moves = field(init=False, repr=False)
     _heartbeat: Heartbeat | None = field(default=None, init=False, repr=False)
     _rebirth: asyncio.Event = field(init=False, repr=False)
 
@@ -99,6 +102,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         self._sync = Sync(node, self._members)
         self._recovery = Recovery(engine, self._members)
         self._calls = Calls(node)
+        self._moves = engine.elsewhere = Moves(engine, self._members, self._calls)
         self._serve()
         self._members.on_buried.append(self._on_buried)
         self._members.on_dead = self._rebirth.set
@@ -378,6 +382,10 @@ class ClusteredConversationManager(StandaloneConversationManager):
             return await self._calls.ask(incarnation, "hibernate", body, HIBERNATE_TIMEOUT_S) is True
         except OwnerUnavailable:
             return False
+
+    async def move(self, conversation_id: str, node: str, *, cut: bool = False) -> MoveResult:
+        """See `ConversationManager`."""
+        return await self._moves.move(check_id(conversation_id, "conversation_id"), node, cut=cut)
 
     async def _poke(self, waiting: Any) -> None:
         body = {"conversation_id": waiting.conversation_id}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -53,6 +53,18 @@ OWED_S: Final = 0.5
 RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped", "failed": "failed", "held": "waiting"}
 
 
+class Elsewhere(Protocol):
+    """The other nodes, as far as they can take work over."""
+
+    async def hand_over(self, runner: Runner) -> bool:
+        """Let another node own a conversation of this one. Raises `ConvenerError` if none has taken it."""
+        ...
+
+    async def start(self, cid: str) -> Started:
+        """Let another node start a conversation. Raises as a start."""
+        ...
+
+
 class Engine:
     """Everything that one node does with conversations, over any store."""
 
@@ -69,6 +81,7 @@ class Engine:
         self.admission.start = self.starter.ensure
         self.intents = Intents(self)
         self.hibernate_elsewhere: Hibernate | None = None
+        self.elsewhere: Elsewhere | None = None
 
     def begin(self) -> None:
         """Start the background work that every node needs."""
@@ -107,6 +120,8 @@ class Engine:
         cid, user, nonce, incarnation = runner.cid, runner.user, runner.nonce, runner.incarnation
         if why == "diverged":
             self.node.supervisor.spawn(f"restart {cid}", self.restart(cid, user, nonce, incarnation))
+        elif why == "moved":
+            await self._forget(cid, nonce, incarnation)
         elif why != "closed":
             await self._give_back(cid, user, nonce, incarnation, RELEASED_AS.get(why, "hibernated"))
         await self.views.release(runner.view)
@@ -122,6 +137,15 @@ class Engine:
                 if user:
                     await self.admission.freed(await self.node.store.unreserve(user, cid, nonce))
                 await self.records.end(cid, nonce, incarnation, status)
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(PAUSE_S)
+
+    async def _forget(self, cid: str, nonce: str, incarnation: str) -> None:
+        """Another node owns it, under its own slot value: only the record is left."""
+        while not (self.node.lease.ended or incarnation != self.node.incarnation):
+            try:
+                await self.records.end(cid, nonce, incarnation, "hibernated")
                 return
             except StoreUnavailable:
                 await asyncio.sleep(PAUSE_S)
@@ -149,6 +173,12 @@ class Engine:
     async def make_room(self, user: str, cid: str, reason: ClaimReason, attempt: int) -> None:
         """See `Starts`."""
         await self.admission.make_room(user, cid, reason, attempt)
+
+    async def start_elsewhere(self, cid: str) -> Started:
+        """See `Starts`."""
+        if self.elsewhere is None:
+            raise OwnerUnavailable("this node is leaving", retry_after=1.0)
+        return await self.elsewhere.start(cid)
 
     async def keep_queued(self, cid: str, nonce: str) -> bool:
         """See `Starts`."""
@@ -446,27 +476,6 @@ class Engine:
         for runner in list(self.runners.values()):
             runner.view.set_override(None)
             runner.resume()
-
-    async def drain(self, timeout: float) -> None:
-        """Give back everything that this node owns: turns under way may finish for `timeout` seconds."""
-        self.node.draining = True
-        await asyncio.gather(*(self._let_go(r, timeout) for r in list(self.runners.values())))
-
-    async def _let_go(self, runner: Runner, timeout: float) -> None:
-        if self.node.lease.valid():
-            await runner.finish_turn(timeout)
-            if self.node.traits.keeps_running:
-                # Not released: recovery by another node is what makes it go on.
-                await runner.close()
-                return
-            try:
-                async with asyncio.timeout(5.0):
-                    if await runner.hibernate():
-                        await runner.wait_ended()
-                        return
-            except TimeoutError:
-                log.warning("could not release in time", conversation_id=runner.cid)
-        await runner.close()
 
     async def drop_all(self) -> None:
         """End every runner without giving anything back: this incarnation is buried."""

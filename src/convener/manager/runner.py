@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
-from typing import Any, Final, Literal, Protocol, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import structlog
 
 from convener.core import wire
 from convener.core.directory import LoopStatus
-from convener.core.ledger import ANSWER, Answer
 from convener.core.model import ClaimReason, InboxEntry, LogEntry, Meta, NewMessage
 from convener.errors import ConvenerError, StoreUnavailable
 from convener.manager.appender import Appender, Update
@@ -28,14 +27,14 @@ from convener.manager.conversation import Conversation
 from convener.manager.cutoff import CUT_OFF, STRUCK, after_cut_off
 from convener.manager.intake import Intake, chunks, stop_reason, unanswered
 from convener.manager.loops import LoopSession
-from convener.manager.turn import Input
 from convener.manager.turns import Pending, Turns
 from convener.manager.views import Publication, View
 
 log = structlog.get_logger(__name__)
 
 RETRY_PAUSE_S: Final = 0.1
-EndReason = Literal["released", "stopped", "failed", "held", "lost", "diverged", "closed"]
+SETTLE_S: Final = 5.0
+EndReason = Literal["released", "moved", "stopped", "failed", "held", "lost", "diverged", "closed"]
 
 
 class Host(Protocol):
@@ -140,6 +139,11 @@ class Runner:
     def leaving(self) -> bool:
         """Whether it may have ended already, by a stop or a RELEASE whose outcome is not known here (I11)."""
         return self._leaving
+
+    @property
+    def acting(self) -> bool:
+        """Whether the agent works: a turn is under way, and neither waits for a person nor stands at a step."""
+        return self._turns.running and not self._turns.resting
 
     @property
     def busy(self) -> bool:
@@ -282,33 +286,11 @@ class Runner:
             upto: the position that is reached with them.
         """
         update = Update([])
-        seq = self._appender.next_seq
         before = self._intake.taken
-        presses: list[str] = []
-        for entry in entries:
-            if entry.kind == "stop":
-                self._stop = self._stop or (entry.position, stop_reason(entry))
-                continue
-            try:
-                data: Any = msgspec.json.decode(entry.data)
-            except msgspec.MsgspecError:
-                self._node.metrics.malformed.labels(where="inbox").inc()
-                log.exception("damaged inbox entry skipped", conversation_id=self.cid, position=entry.position)
-                continue
-            if entry.kind == "interrupt":
-                presses.append(str(data))
-            elif entry.kind == "answer":
-                self._take_answer(update, entry, data)
-            else:
-                if entry.kind == "interrupting":
-                    self._turns.halt(entry.position)
-                update.events.append(wire.input_event(entry))
-                message = Input(entry.position, entry.message_id, entry.user, data, entry.ts)
-                self._turns.add(message, seq + len(update.events), "alarm" if entry.kind == "alarm" else "new")
+        stop = self._turns.take_in(update, entries)
+        if stop is not None:
+            self._stop = self._stop or (stop.position, stop_reason(stop))
         self._intake.taken = max(upto, before)
-        for turn in presses:
-            self._turns.press(turn)
-        update.halted = self._turns.halted
         update.cursor = self._reached()
         started = self._turns.begin_next(update)
         if not self._turns.busy:
@@ -318,24 +300,6 @@ class Runner:
             self._turns.launch(started, self._appender.submit(update))
         self._report()
         self._wake.set()
-
-    def _take_answer(self, update: Update, entry: InboxEntry, data: Any) -> None:
-        """Log an answer under the turn that asked, and let that turn go on."""
-        fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
-        ask_id = str(fields.get("ask_id", ""))
-        answer = Answer(fields.get("data"), fields.get("expired") is True)
-        if answer.expired:
-            logged: dict[str, Any] = {"ask_id": ask_id, "expired": True}
-        else:
-            logged = {
-                "ask_id": ask_id,
-                "message_id": entry.message_id,
-                "user_id": entry.user,
-                "data": answer.data,
-            }
-        text = msgspec.json.encode(logged).decode()
-        update.events.append(wire.event(ANSWER, ask_id.rpartition(".")[0], entry.ts, text))
-        self._turns.answered(ask_id, answer)
 
     def _reached(self) -> int:
         """The position up to which everything is taken in.
@@ -434,11 +398,51 @@ class Runner:
             if outcome != "PENDING":
                 self._finish("released")
                 return True
-            self._leaving = False
-            self._begin_session()
-            self.missed()
+            self._go_on()
             return False
         return False
+
+    async def hand_over(self, take: Callable[[], Awaitable[object]]) -> bool:
+        """Let another node own the conversation: stop acting, then ask it. A turn under way is cut off; it is begun
+        again there. True if this node does not own it any more.
+
+        From asking until the outcome is known this node does not act under the epoch (I7). `take` raises
+        `OwnerUnavailable` with code ``not_taken`` if nothing was begun there; after any other error the conversation
+        is owned anew, under an epoch that a late claim cannot match.
+        """
+        if self._leaving or self._end is not None or self._stop is not None or not self._loaded:
+            return False
+        if not self._node.lease.valid():
+            return False
+        self._leaving = True
+        # Shielded with all that follows from it: whoever asked may give up, the outcome counts all the same.
+        return await asyncio.shield(self._hand_over(take))
+
+    async def _hand_over(self, take: Callable[[], Awaitable[object]]) -> bool:
+        await self._turns.suspend()
+        if self._session is not None:
+            await self._session.stop()
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                await self._appender.settled()
+            await take()
+        except (TimeoutError, ConvenerError) as error:
+            if self._end is not None:
+                return False
+            if isinstance(error, TimeoutError) or error.wire_code == "not_taken":
+                self._go_on()
+                return False
+            log.info("whether it was handed over is not known", conversation_id=self.cid, error=str(error))
+            self._finish("diverged")
+            return False
+        self._finish("moved")
+        return True
+
+    def _go_on(self) -> None:
+        """Act again: nothing has moved."""
+        self._leaving = False
+        self._begin_session()
+        self.missed()
 
     async def finish_turn(self, timeout: float) -> None:
         """Wait until nothing is under way and everything is committed, at most `timeout` seconds.
@@ -447,14 +451,15 @@ class Runner:
         """
         deadline = boottime() + timeout
         while self._end is None and (
-            (self._turns.running and not self._turns.waiting)
-            or self._intake.behind
-            or not self._loaded
-            or not self._appender.quiet
+            self.acting or self._intake.behind or not self._loaded or not self._appender.quiet
         ):
             if boottime() > deadline:
                 return
             await asyncio.sleep(0.02)
+
+    def stop_at_step(self) -> None:
+        """Let the turn under way go no further than its next step: what it does until then is not lost."""
+        self._turns.stop_at_step()
 
     async def close(self) -> None:
         """End without giving anything back: the node goes, recovery takes what is left."""

@@ -34,8 +34,10 @@ from convener.manager.base import (
     ClientSink,
     ConversationHandle,
     ListedConversation,
+    MoveResult,
 )
 from convener.manager.context import Agent, NodeContext, NodeOptions, RecordOnly
+from convener.manager.draining import drain
 from convener.manager.engine import Engine
 from convener.manager.health import Health
 from convener.manager.jsontext import to_json
@@ -161,7 +163,7 @@ class StandaloneConversationManager(Requests):
         if engine is None:
             return
         try:
-            await engine.drain(engine.node.options.drain_timeout)
+            await drain(engine, engine.node.options.drain_timeout)
             await self._end()
         finally:
             await engine.close_clients()
@@ -358,6 +360,13 @@ class StandaloneConversationManager(Requests):
         """See `ConversationManager`."""
         await self.engine.leave(connection_id)
         await self._lists.remove(connection_id)
+
+    async def move(self, conversation_id: str, node: str, *, cut: bool = False) -> MoveResult:
+        """See `ConversationManager`. There is one node."""
+        if node not in (self.engine.node.options.name, self.engine.node.incarnation):
+            raise NotFound(f"no node {node}", code="node_not_found")
+        await self.describe(conversation_id)
+        return "there"
 
     def get_agent_session(self, conversation_id: str) -> Any | None:
         """See `ConversationManager`."""

@@ -60,12 +60,19 @@ class Started:
 
 @dataclass(slots=True)
 class _Attempt:
-    """What a start holds so far, to be given back if it fails."""
+    """What a start holds so far, to be given back if it fails.
+
+    Attributes:
+        source: the live node that hands the conversation over, "" for none.
+        read: the slot as it was before.
+    """
 
     cid: str
     meta: Meta
     nonce: str
     incarnation: str
+    source: str = ""
+    read: Slot | None = None
     slot: bool = False
     view: View | None = None
 
@@ -99,6 +106,10 @@ class Starts(Protocol):
             LimitExceeded: the policy found no room.
             Queued: the conversation waits for a slot.
         """
+        ...
+
+    async def start_elsewhere(self, cid: str) -> Started:
+        """This node is leaving: let another one start the conversation. Raises `OwnerUnavailable` if none does."""
         ...
 
     async def keep_queued(self, cid: str, nonce: str) -> bool:
@@ -136,9 +147,24 @@ class Starter:
             OwnerUnavailable: not settled within `start_timeout`.
             OwnershipLost: this node may not act, or its life has ended meanwhile.
         """
+        return await self._join_flight(cid, reason, "")
+
+    async def take(self, cid: str, source: str) -> Started:
+        """Own a conversation in the place of `source`, a live node that asks for that and does nothing under its
+        epoch until it knows the outcome.
+
+        Raises:
+            OwnerUnavailable: a start is under way here already, the conversation runs here, or this node is leaving:
+                nothing was begun. Else as `ensure`.
+        """
+        if cid in self._flights or self._host.runner(cid) is not None or self._node.draining:
+            raise OwnerUnavailable("this node does not take the conversation", code="not_taken")
+        return await self._join_flight(cid, "handoff", source)
+
+    async def _join_flight(self, cid: str, reason: ClaimReason, source: str) -> Started:
         flight = self._flights.get(cid)
         if flight is None:
-            flight = asyncio.get_running_loop().create_task(self._fly(cid, reason), name=f"start {cid}")
+            flight = asyncio.get_running_loop().create_task(self._fly(cid, reason, source), name=f"start {cid}")
             self._flights[cid] = flight
             flight.add_done_callback(lambda done: self._landed(cid, done))
         try:
@@ -165,12 +191,12 @@ class Starter:
         if flights:
             await asyncio.wait(flights)
 
-    async def _fly(self, cid: str, reason: ClaimReason) -> Started:
+    async def _fly(self, cid: str, reason: ClaimReason, source: str) -> Started:
         try:
             async with asyncio.timeout(self._node.options.start_timeout):
                 rooms = 0
                 while True:
-                    outcome = await self._once(cid, reason)
+                    outcome = await self._once(cid, reason, source)
                     if isinstance(outcome, Started):
                         return outcome
                     if isinstance(outcome, Meta):
@@ -181,7 +207,7 @@ class Starter:
         except TimeoutError as error:
             raise OwnerUnavailable("no node could take the conversation in time", retry_after=1.0) from error
 
-    async def _once(self, cid: str, reason: ClaimReason) -> Started | Meta | None:
+    async def _once(self, cid: str, reason: ClaimReason, source: str) -> Started | Meta | None:
         """One attempt. A `Meta` means that its user's limit was met; None that it is worth looking again."""
         runner = self._host.runner(cid)
         if runner is not None and not runner.over and not runner.leaving:
@@ -194,24 +220,26 @@ class Starter:
             raise NotFound(f"no conversation {cid}")
         if meta.status != "running":
             raise closed(cid, meta.status)
-        if self._is_live(meta.owner):
+        if self._is_live(meta.owner) and meta.owner != source:
             return Started(meta.owner, meta.epoch, here=False)
         if runner is not None:
             return None
         if self._node.draining:
-            raise OwnerUnavailable("this node is leaving", retry_after=1.0)
+            return await self._host.start_elsewhere(cid)
         if not self._node.lease.valid():
             # Often over in a moment; what was read before the pause is read again.
             await self._node.lease.wait_valid(SUSPENDED_S)
             return None
-        return await self._attempt(meta, cid, slot, reason)
+        return await self._attempt(meta, cid, slot, reason, source)
 
     def _is_live(self, owner: str) -> bool:
         """Whether `owner` counts as owner. One that is this node, without a runner, is a start to finish."""
         return bool(owner) and owner not in self._node.buried and not self._node.owns(owner)
 
-    async def _attempt(self, meta: Meta, cid: str, read: Slot | None, reason: ClaimReason) -> Started | Meta | None:
-        attempt = _Attempt(cid, meta, new_nonce(), self._node.incarnation)
+    async def _attempt(
+        self, meta: Meta, cid: str, read: Slot | None, reason: ClaimReason, source: str
+    ) -> Started | Meta | None:
+        attempt = _Attempt(cid, meta, new_nonce(), self._node.incarnation, source, read)
         try:
             await self._records.begin(cid, meta.user, meta.epoch, attempt.nonce)
             if meta.user:
@@ -235,7 +263,7 @@ class Starter:
 
     async def _reserve(self, attempt: _Attempt, read: Slot | None) -> Literal["OK", "LIMIT", "HELD"]:
         """RESERVE. A slot of a live node that is not this one means that a start is under way there."""
-        if read is not None and read.incarnation not in self._node.buried and not self._node.owns(read.incarnation):
+        if read is not None and self._is_live(read.incarnation) and read.incarnation != attempt.source:
             return await self._held(attempt, read)
         slot = Slot(attempt.nonce, attempt.incarnation)
         limit = await self._raised_limit(attempt.meta.user)
@@ -273,7 +301,7 @@ class Starter:
                 nonce=attempt.nonce,
                 owner=meta.owner,
                 epoch=meta.epoch,
-                reason=self._reason(meta, reason),
+                reason=self._reason(meta, reason, attempt.source),
                 user=meta.user,
                 generation=meta.generation,
             )
@@ -294,12 +322,15 @@ class Starter:
                 raise NotFound(f"no conversation {attempt.cid}")
             meta = reply.meta
             if self._is_live(meta.owner):
+                # Also if it is the node that hands it over: it has given that up and gone on under a new epoch.
                 await self._give_up(attempt)
                 return Started(meta.owner, meta.epoch, here=False)
 
-    def _reason(self, meta: Meta, reason: ClaimReason) -> ClaimReason:
+    def _reason(self, meta: Meta, reason: ClaimReason, source: str) -> ClaimReason:
         if meta.owner in self._node.buried:
             return "takeover"
+        if meta.owner and meta.owner == source:
+            return "handoff"
         if meta.owner:
             return "restart"
         return "start" if meta.epoch == 0 else reason if reason != "start" else "wake"
@@ -354,11 +385,24 @@ class Starter:
                 return False
             if meta is not None and meta.owner in self._node.buried:
                 return False
-            await self._node.store.unreserve(attempt.meta.user, attempt.cid, attempt.nonce)
+            await self._let_slot_go(attempt, meta)
             attempt.slot = False
         if not await self._host.keep_queued(attempt.cid, attempt.nonce):
             await self._records.end(attempt.cid, attempt.nonce, attempt.incarnation, "hibernated")
         return True
+
+    async def _let_slot_go(self, attempt: _Attempt, meta: Meta | None) -> None:
+        """Free the slot; after a handoff that failed, give it back to the node that still owns the conversation (I6).
+        Both by nonce: whoever has stamped it anew meanwhile keeps it.
+        """
+        user, cid = attempt.meta.user, attempt.cid
+        if attempt.read is not None and meta is not None and meta.owner and meta.owner == attempt.source:
+            mine = Slot(attempt.nonce, attempt.incarnation)
+            slot = await self._node.store.slot(user, cid)
+            if slot == mine:
+                await self._node.store.reserve(user, cid, attempt.read, raised_limit=0, read=mine)
+        else:
+            await self._node.store.unreserve(user, cid, attempt.nonce)
 
     async def _let_view_go(self, attempt: _Attempt) -> None:
         view, attempt.view = attempt.view, None

@@ -147,6 +147,8 @@ class Turn(Generic[S]):
         self._size = 0
         self._streamed = 0
         self._steps = 0
+        self._go_no_further = False
+        self._held_up = 0
 
     @property
     def data(self) -> Any:
@@ -250,6 +252,10 @@ class Turn(Generic[S]):
             if recorded.error is not None:
                 raise StepFailed(f"{recorded.error.get('type', 'Error')}: {recorded.error.get('message', '')}")
             return recorded.result
+        if self._go_no_further:
+            # The node is leaving: the turn is cut off here, and goes on with this step elsewhere.
+            self._held_up += 1
+            await asyncio.get_running_loop().create_future()
         # The turn's start must be committed before anything is done in its name; what was said before the step is
         # then in the log as well.
         held, self._entries = self._entries, []
@@ -343,6 +349,20 @@ class Turn(Generic[S]):
     def waiting(self) -> bool:
         """Whether the turn waits for a person, and nothing else that it does would be lost if it were cut off."""
         return self._answers.waiting and not self._steps
+
+    @property
+    def at_step(self) -> bool:
+        """Whether it was stopped before a step, and none is under way."""
+        return self._held_up > 0 and not self._steps
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it goes no further than its next step: the node is leaving."""
+        return self._go_no_further
+
+    def stop_at_step(self) -> None:
+        """Go no further than the next step."""
+        self._go_no_further = True
 
     def close(self) -> None:
         """The attempt is over: show nothing more of it."""

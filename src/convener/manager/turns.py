@@ -13,11 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+import structlog
 
 from convener.core import wire
-from convener.core.ledger import Answer, Ledger, Record
-from convener.core.model import STRIKES, ClaimReason, Meta
+from convener.core.ledger import ANSWER, Answer, Ledger, Record
+from convener.core.model import STRIKES, ClaimReason, InboxEntry, Meta
 from convener.core.replay import Replay
 from convener.errors import ConvenerError, OwnershipLost
 from convener.manager.answering import Answerer, State, call_agent
@@ -31,6 +34,8 @@ from convener.manager.turn import Entry, Input, Reason, Recorder, Turn
 
 if TYPE_CHECKING:
     from convener.manager.runner import Runner
+
+log = structlog.get_logger(__name__)
 
 TURN_GRACE_S: Final = 5.0
 """How long a cancelled turn may take to end before it is abandoned."""
@@ -110,6 +115,16 @@ class Turns:
         return self._task is not None and self._turn is not None and self._turn.waiting
 
     @property
+    def resting(self) -> bool:
+        """Whether cutting the turn off now would lose nothing: it waits for a person, or was stopped at a step."""
+        return self._task is not None and self._turn is not None and (self._turn.waiting or self._turn.at_step)
+
+    def stop_at_step(self) -> None:
+        """Let the turn under way go no further than its next step."""
+        if self._turn is not None:
+            self._turn.stop_at_step()
+
+    @property
     def head(self) -> Pending | None:
         """The message that is answered now, or next."""
         return self._pending[0] if self._pending else None
@@ -139,6 +154,54 @@ class Turns:
         """Whether the turn at the head has taken too many nodes down."""
         head = self.head
         return self._struck >= STRIKES and head is not None and head.attempts > 0
+
+    def take_in(self, update: Update, entries: Sequence[InboxEntry]) -> InboxEntry | None:
+        """Add the log events of inbox entries to `update`, in order, and do what they say. Returns the first stop."""
+        seq = self._appender.next_seq
+        stop: InboxEntry | None = None
+        presses: list[str] = []
+        for entry in entries:
+            if entry.kind == "stop":
+                stop = stop or entry
+                continue
+            try:
+                data: Any = msgspec.json.decode(entry.data)
+            except msgspec.MsgspecError:
+                self._node.metrics.malformed.labels(where="inbox").inc()
+                log.exception("damaged inbox entry skipped", conversation_id=self._runner.cid, position=entry.position)
+                continue
+            if entry.kind == "interrupt":
+                presses.append(str(data))
+            elif entry.kind == "answer":
+                self._take_answer(update, entry, data)
+            else:
+                if entry.kind == "interrupting":
+                    self.halt(entry.position)
+                update.events.append(wire.input_event(entry))
+                message = Input(entry.position, entry.message_id, entry.user, data, entry.ts)
+                self.add(message, seq + len(update.events), "alarm" if entry.kind == "alarm" else "new")
+        for turn in presses:
+            self.press(turn)
+        update.halted = self.halted
+        return stop
+
+    def _take_answer(self, update: Update, entry: InboxEntry, data: Any) -> None:
+        """Log an answer under the turn that asked, and let that turn go on."""
+        fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+        ask_id = str(fields.get("ask_id", ""))
+        answer = Answer(fields.get("data"), fields.get("expired") is True)
+        if answer.expired:
+            logged: dict[str, Any] = {"ask_id": ask_id, "expired": True}
+        else:
+            logged = {
+                "ask_id": ask_id,
+                "message_id": entry.message_id,
+                "user_id": entry.user,
+                "data": answer.data,
+            }
+        text = msgspec.json.encode(logged).decode()
+        update.events.append(wire.event(ANSWER, ask_id.rpartition(".")[0], entry.ts, text))
+        self.answered(ask_id, answer)
 
     def add(self, message: Input, seq: int, reason: Reason = "new") -> None:
         """A message was taken in; its `input` entry is at `seq`."""

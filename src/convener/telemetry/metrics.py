@@ -112,6 +112,11 @@ class Metrics:
             "Time from a node's burial to the claim of one of its conversations.",
             _TAKEOVER_BUCKETS,
         )
+        self.handoff_gap = self._histogram(
+            "handoff_gap_seconds",
+            "Time in which nobody acted while a conversation was handed over.",
+            _TAKEOVER_BUCKETS,
+        )
         self.rpc_duration = self._histogram(
             "rpc_duration_seconds", "Duration of calls to a conversation's owner.", _RPC_BUCKETS, "outcome"
         )

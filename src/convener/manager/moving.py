@@ -1,0 +1,142 @@
+"""Planned changes of owner: one node stops acting and asks another to own the conversation (protocol, section 8).
+
+The source settles what it has written and acts no more; the target does what every start does (record, slot,
+subscription, CLAIM), expecting the source as owner. If that fails, or its outcome cannot be learnt, the source owns the
+conversation anew under an epoch that a late claim cannot match. So a handoff is no new way to own a conversation, and
+nothing but time is lost when either node dies in the middle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+
+from convener.errors import ConvenerError, InvalidRequest, NotFound, OwnerUnavailable
+from convener.ids import node_of
+from convener.manager.base import MoveResult
+from convener.manager.calls import Calls
+from convener.manager.engine import Engine
+from convener.manager.members import Members
+from convener.manager.runner import Runner
+from convener.manager.starter import Started
+
+log = structlog.get_logger(__name__)
+
+TAKE_S: Final = 10.0
+MOVE_S: Final = 20.0
+
+
+class Moves:
+    """Hands conversations of this node over, and takes those of others."""
+
+    def __init__(self, engine: Engine, members: Members, calls: Calls) -> None:
+        self._engine = engine
+        self._node = engine.node
+        self._members = members
+        self._calls = calls
+        calls.serve("take", self._serve_take)
+        calls.serve("move", self._serve_move)
+
+    async def hand_over(self, runner: Runner) -> bool:
+        """See `Elsewhere`."""
+        target = self.least_loaded()
+        if target is None:
+            return False
+        return await self.give(runner.cid, target, cut=True) == "moved"
+
+    async def start(self, cid: str) -> Started:
+        """See `Elsewhere`."""
+        target = self.least_loaded()
+        if target is None:
+            raise OwnerUnavailable("this node is leaving, and there is no other", retry_after=1.0)
+        epoch = await self._calls.ask(target, "take", {"conversation_id": cid, "source": ""}, TAKE_S)
+        return Started(target, int(epoch), here=False)
+
+    async def move(self, cid: str, node: str, *, cut: bool) -> MoveResult:
+        """Make the node of that name own a conversation, from wherever it is; one that is not loaded is loaded there.
+
+        Args:
+            cut: whether a turn under way is cut off, to be begun again there.
+
+        Raises:
+            NotFound: no such conversation or node.
+            InvalidRequest: the node is leaving.
+            OwnerUnavailable: it could not be done in time; it is owned all the same, here or there.
+        """
+        target = self._incarnation(node)
+        meta = await self._node.store.head(cid)
+        if meta is None:
+            raise NotFound(f"no conversation {cid}")
+        body = {"conversation_id": cid, "target": target, "cut": cut}
+        if not self._engine.is_answering(cid, meta.owner):
+            # Nobody has it: the target starts it.
+            if self._node.owns(target):
+                await self._engine.starter.ensure(cid, "wake")
+            else:
+                await self._calls.ask(target, "take", {"conversation_id": cid, "source": ""}, TAKE_S)
+            return "moved"
+        if meta.owner == target:
+            return "there"
+        if self._node.owns(meta.owner):
+            return await self.give(cid, target, cut=cut)
+        outcome = await self._calls.ask(meta.owner, "move", body, MOVE_S)
+        return outcome if outcome in ("moved", "there") else "busy"
+
+    def _incarnation(self, node: str) -> str:
+        names = [name for name in self._members.state.members if node in (name, node_of(name))]
+        if not names:
+            raise NotFound(f"no node {node}", code="node_not_found")
+        live = [name for name in names if name in self._members.live()]
+        if not live:
+            raise InvalidRequest(f"node {node} is leaving", code="node_leaving")
+        return live[0]
+
+    async def give(self, cid: str, target: str, *, cut: bool) -> MoveResult:
+        """Hand a conversation of this node over.
+
+        Raises:
+            OwnerUnavailable: it was not taken, or its outcome is unknown and it is owned anew.
+        """
+        runner = self._engine.runner(cid)
+        if runner is None:
+            raise OwnerUnavailable("the conversation has just moved; try again", retry_after=0.5)
+        if runner.acting and not cut:
+            return "busy"
+        began = time.monotonic()
+        body = {"conversation_id": cid, "source": runner.incarnation}
+        if not await runner.hand_over(lambda: self._calls.ask(target, "take", body, TAKE_S)):
+            raise OwnerUnavailable("the conversation was not handed over; try again", retry_after=1.0)
+        await runner.wait_ended()
+        self._node.metrics.handoff_gap.observe(time.monotonic() - began)
+        log.info("conversation handed over", conversation_id=cid, to=target)
+        return "moved"
+
+    def least_loaded(self) -> str | None:
+        """The node that owns the fewest conversations of those that may take one; None if there is no other."""
+        nodes = self._node.directory.nodes
+        others = [name for name in self._members.live() if not self._node.owns(name)]
+        return min(others, key=lambda name: (len(nodes[name].records) if name in nodes else 0, name), default=None)
+
+    # -- for other nodes -------------------------------------------------------------------------------------------
+
+    async def _serve_take(self, body: Mapping[str, Any]) -> int:
+        cid, source = str(body.get("conversation_id")), str(body.get("source", ""))
+        if self._node.draining:
+            raise OwnerUnavailable("this node is leaving too", code="not_taken")
+        if not source:
+            return (await self._engine.starter.ensure(cid, "wake")).epoch
+        started = await self._engine.starter.take(cid, source)
+        if not started.here:
+            raise OwnerUnavailable("another node owns the conversation")
+        return started.epoch
+
+    async def _serve_move(self, body: Mapping[str, Any]) -> MoveResult:
+        cid, target = str(body.get("conversation_id")), str(body.get("target"))
+        try:
+            return await self.give(cid, target, cut=body.get("cut") is True)
+        except ConvenerError as error:
+            log.info("not handed over", conversation_id=cid, to=target, error=str(error))
+            raise
