@@ -21,7 +21,18 @@ from convener.store.local import LocalStore
 from convener.store.memory import MemoryStore
 from convener.store.sqlite import SQLiteStore
 from convener.store.tables import Tables
-from convener.testing.contract_checks.tools import REPLY, answer, append, claim, head, made, send, take_in
+from convener.testing.contract_checks.tools import (
+    REPLY,
+    answer,
+    append,
+    ask,
+    claim,
+    head,
+    made,
+    reply,
+    send,
+    take_in,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -197,6 +208,39 @@ async def test_unread_messages_are_somebodys_business_while_the_start_is_queued(
     assert await found(store) == []
 
 
+async def test_a_conversation_that_waits_for_a_person_passes(store: LocalStore) -> None:
+    await started(store, messages=1)
+    await ask(store, "t1.1", "t1.2")
+    assert (await reply(store, "t1.1", "r1")).outcome == "OK"
+    assert await found(store) == []
+    await take_in(store)
+    m = await head(store)
+    assert await store.release("c", "a~1", m.epoch, m.seq) == "OK"
+    await store.unreserve("u", "c", "n-c")
+    assert await found(store) == []
+
+
+async def test_a_question_that_was_closed_by_nobody_is_found(store: LocalStore) -> None:
+    await started(store, messages=1)
+    await ask(store, "t1.1", "t1.2")
+    await plant(store, lambda t: t.close_asks("c", "t1.2"))
+    assert await found(store) == [
+        ("I13", "conversation c", "the head says that 2 questions are open, but there are ['t1.1']"),
+        ("I8", "conversation c", "question t1.2 of turn t1 is closed, but its answer is nowhere"),
+    ]
+
+
+async def test_a_start_that_is_queued_excuses_what_was_resumed(store: LocalStore) -> None:
+    await started(store, messages=1)
+    await append(store, closing="held")
+    await store.unreserve("u", "c", "n-c")
+    assert await found(store) == []
+    await store.resume("c")
+    assert await found(store) == [("I13", "conversation c", "nobody owns it, but positions 1 to 1 are unanswered")]
+    await store.enqueue("u", "c", "a~1", "resume")
+    assert await found(store) == []
+
+
 async def test_users_without_an_id_have_no_slots(store: LocalStore) -> None:
     await store.join("a~1", Member(0, 60_000, 500))
     await made(store, "c", user="")
@@ -248,6 +292,27 @@ async def test_a_busy_conversation_passes(store: LocalStore) -> None:
             await take_in(store)
             await append(store, REPLY)
             await answer(store, position)
+
+    talking = asyncio.create_task(talk())
+    for _ in range(20):
+        assert (await audit(store, pause=0)).violations == ()
+    stop.set()
+    await talking
+    assert (await audit(store, pause=0)).violations == ()
+
+
+async def test_questions_that_come_and_go_pass(store: LocalStore) -> None:
+    """The open questions are read after the head; what changes between is not judged."""
+    await started(store, messages=1)
+    stop = asyncio.Event()
+
+    async def talk() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            await ask(store, f"t1.{number}")
+            await reply(store, f"t1.{number}", f"r{number}")
+            await take_in(store)
 
     talking = asyncio.create_task(talk())
     for _ in range(20):

@@ -20,7 +20,7 @@ from convener.errors import ConfigurationError, StoreFull, StoreUnavailable
 from convener.store import sqlite
 from convener.store.sqlite import SQLiteStore
 from convener.store.sqlite_tables import SCHEMA_VERSION, SQLiteTables
-from convener.store.tables import Tables
+from convener.store.tables import Tables, timer_shard
 
 pytestmark = pytest.mark.anyio
 
@@ -46,15 +46,25 @@ async def test_what_was_written_is_there_after_closing(tmp_path: Path) -> None:
     claimed = await store.claim("c", ClaimRequest("a~1", "n", "", 0, "start"))
     assert claimed.meta is not None
     reply = event("reply", "t1", 1, '"é"')
-    await store.append("c", AppendRequest("a~1", claimed.meta.epoch, 1, "b", 0, 0, 0, (reply,), b"\x00state"))
-    before = (await store.inbox("c"), await store.read("c", Cursor(), 9), await store.state("c"), await store.keys())
+    asks = (("t1.1", '{"prompt":"é"}'),)
+    request = AppendRequest("a~1", claimed.meta.epoch, 1, "b", 0, 0, 0, (reply,), b"\x00state", halted=5, asks=asks)
+    await store.append("c", request)
+    await store.set_alarm("c", "alarm/1", '"😀"')
+    await store.set_timer("c", "alarm/1", 17)
+    before = await everything(store)
     await store.close()
     again = SQLiteStore(tmp_path / "new" / "directory")
     await again.open()
-    after = (await again.inbox("c"), await again.read("c", Cursor(), 9), await again.state("c"), await again.keys())
-    assert after == before
+    assert await everything(again) == before
     assert (await again.list_user("u", None, 9))[0][0] == "c"
     await again.close()
+
+
+async def everything(store: SQLiteStore) -> list[object]:
+    """All that is to be there after closing."""
+    conversation = [await store.inbox("c"), await store.read("c", Cursor(), 9), await store.state("c")]
+    timers = [list(await store.due_timers(timer_shard("c"), 9)), dict(await store.alarms("c"))]
+    return [*conversation, dict(await store.asks("c")), *timers, await store.keys()]
 
 
 # -- the directory -------------------------------------------------------------------------------------------------
@@ -157,6 +167,17 @@ async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     await store.close()
 
 
+async def test_a_schema_from_before_the_first_release_is_refused(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path)
+    await store.open()
+    await store.close()
+    with sqlite3.connect(database(tmp_path)) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION - 1}")
+    db.close()
+    with pytest.raises(ConfigurationError, match=f"before the first release .schema {SCHEMA_VERSION - 1}.; start with"):
+        await store.open()
+
+
 async def test_a_database_of_somebody_else_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(database(tmp_path)) as db:
         db.execute("CREATE TABLE mine (x)")
@@ -242,6 +263,39 @@ async def test_a_step_that_raises_is_undone_alone(store: SQLiteStore) -> None:
     state = await store.membership()
     assert (state.version, set(state.members)) == (1, {"a~1"})
     assert said == [b'{"t":"members","ver":1}']
+
+
+async def test_pieces_are_undone_with_their_step(store: SQLiteStore) -> None:
+    """They are in memory, and all the same part of the transaction: neither lost nor there twice."""
+    await store.create("c", "u", "{}", "g")
+    await store.create("other", "u", "{}", "g")
+    claimed = await store.claim("c", ClaimRequest("a~1", "n", "", 0, "start"))
+    assert claimed.meta is not None
+    epoch = claimed.meta.epoch
+    await store.add_pieces("c", "a~1", epoch, 1, ["1"])
+
+    def bad(t: Tables) -> None:
+        t.add_pieces("c", ["never"])
+        t.clear_pieces("c")
+        t.add_pieces("c", ["neither"])
+        t.add_pieces("other", ["nor this"])
+        raise ValueError("on purpose")
+
+    outcomes = await asyncio.gather(
+        store.add_pieces("c", "a~1", epoch, 1, ["2", "3"]),
+        store.run(bad),
+        store.add_pieces("c", "a~1", epoch, 1, ["4"]),
+        return_exceptions=True,
+    )
+    assert outcomes[::2] == ["OK", "OK"]
+    assert isinstance(outcomes[1], ValueError)
+    assert list(await store.pieces("c")) == ["1", "2", "3", "4"]
+    assert "c:other:tail" not in await store.keys()
+    request = AppendRequest("a~1", epoch, 1, "b", 0, 0, 0, (), ends_turn=True)
+    outcomes = await asyncio.gather(store.append("c", request), store.run(bad), return_exceptions=True)
+    assert isinstance(outcomes[1], ValueError)
+    assert list(await store.pieces("c")) == []
+    assert "c:c:tail" not in await store.keys()
 
 
 async def test_errors_of_the_disk_make_it_unavailable(store: SQLiteStore) -> None:

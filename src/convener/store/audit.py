@@ -9,7 +9,7 @@ same way is reported.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -131,11 +131,14 @@ class _Look:
             return
         # Read last: an id may be remembered of which the head did not know yet, but none is missing.
         seen = {m: p for m, p in (await self._store.all_seen(cid)).items() if p <= head.position}
-        asks = await self._store.asks(cid)
+        asks: Collection[str] | None = await self._store.asks(cid)
+        if (asks or head.asks) and await self._store.head(cid) != head:
+            # Asked or answered between the two reads: they do not belong together.
+            asks = None
         waiting = await self._store.waiting(head.user) if head.user and not head.owner else ()
         queued = any(entry.conversation_id == cid for entry in waiting)
         self.heads[cid] = head
-        self.checked += len(log) + len(inbox) + len(seen) + len(asks) + 1
+        self.checked += len(log) + len(inbox) + len(seen) + len(asks or ()) + 1
         self._found(audit_conversation(ConversationFacts(cid, head, log, inbox, seen, queued, asks)), [cid])
 
     async def _log(self, cid: str, head: Meta) -> list[LogEntry] | None:

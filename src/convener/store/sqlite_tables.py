@@ -69,6 +69,8 @@ class _Base:
 
 class _ConversationTables(_Base):
     _pieces: dict[str, list[str]]
+    _undo: list[tuple[str, list[str], int]]
+    """What was done to pieces: the list, and its length before."""
 
     def meta(self, cid: str) -> Meta | None:
         row = self.db.execute(f"SELECT {_HEAD} FROM head WHERE cid = ?", (cid,)).fetchone()
@@ -147,10 +149,24 @@ class _ConversationTables(_Base):
 
     def add_pieces(self, cid: str, pieces: Sequence[str]) -> None:
         # In memory: an attempt that dies with the process leaves nothing to go on with.
-        self._pieces.setdefault(cid, []).extend(pieces)
+        held = self._pieces.setdefault(cid, [])
+        self._undo.append((cid, held, len(held)))
+        held.extend(pieces)
 
     def clear_pieces(self, cid: str) -> None:
-        self._pieces.pop(cid, None)
+        held = self._pieces.pop(cid, None)
+        if held is not None:
+            self._undo.append((cid, held, len(held)))
+
+    def revert_pieces(self) -> None:
+        """Undo what was done to pieces since `keep`: the latest first."""
+        while self._undo:
+            cid, held, length = self._undo.pop()
+            del held[length:]
+            if held:
+                self._pieces[cid] = held
+            else:
+                self._pieces.pop(cid, None)
 
     def alarms(self, cid: str) -> Mapping[str, str]:
         return dict(self.db.execute("SELECT alarm_id, data FROM alarms WHERE cid = ?", (cid,)))
@@ -163,7 +179,7 @@ class _ConversationTables(_Base):
         return self.db.execute(query, (cid, alarm_id)).rowcount > 0
 
     def erase(self, cid: str) -> None:
-        self._pieces.pop(cid, None)
+        self.clear_pieces(cid)
         for table in ("head", "state", "log", "inbox", "seen", "asks", "alarms"):
             self.db.execute(f"DELETE FROM {table} WHERE cid = ?", (cid,))
 
@@ -321,8 +337,8 @@ class SQLiteTables(_ConversationTables, _TimerTables, _UserTables, _NodeTables, 
     """
 
     def __init__(self, connection: sqlite3.Connection, live: Mapping[str, int]) -> None:
+        self._pieces, self._undo = {}, []
         _NodeTables.__init__(self, connection, live)
-        self._pieces = {}
         self.now = 0
         self._kept = self._membership
         self._said: list[tuple[str, str]] = []
@@ -333,12 +349,14 @@ class SQLiteTables(_ConversationTables, _TimerTables, _UserTables, _NodeTables, 
     def keep(self) -> list[tuple[str, str]]:
         """The transaction was committed: what is in memory holds, what was said may be published."""
         self._kept = self._membership
+        self._undo.clear()
         said, self._said = self._said, []
         return said
 
     def revert(self) -> None:
         """The transaction was rolled back: so is what is in memory."""
         self._membership = self._kept
+        self.revert_pieces()
         self._said = []
 
     def keys(self) -> set[str]:

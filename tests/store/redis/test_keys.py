@@ -16,6 +16,10 @@ def _all_keys(keys: Keys) -> list[str]:
         keys.inbox("c"),
         keys.seen("c"),
         keys.state("c"),
+        keys.tail("c"),
+        keys.asks("c"),
+        keys.alarms("c"),
+        keys.due(15),
         keys.slots("u"),
         keys.wait("u"),
         keys.conversations("u"),
@@ -35,6 +39,8 @@ def test_names_are_those_of_the_protocol() -> None:
     keys = Keys("NS")
     assert keys.membership == tuple(f"{{NS:m}}:{n}" for n in ("lease", "dead", "info", "ver", "pulse", "grace"))
     assert (keys.meta("C"), keys.inbox("C"), keys.channel("C")) == ("{NS:c:C}:meta", "{NS:c:C}:in", "{NS:c:C}")
+    assert (keys.tail("C"), keys.asks("C")) == ("{NS:c:C}:tail", "{NS:c:C}:asks")
+    assert (keys.alarms("C"), keys.due(7)) == ("{NS:c:C}:alarms", "{NS:t:7}:due")
     assert (keys.records("I"), keys.node_channel("I")) == ("{NS:n:I}:conversations", "{NS:n:I}")
     assert (keys.sync, keys.live("I")) == ("{NS:m}:sync", "{NS:m}:live:I")
     assert (keys.conversations("U"), keys.index(7)) == ("{NS:u:U}:conversations", "{NS:i:7}")

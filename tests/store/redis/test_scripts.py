@@ -8,7 +8,14 @@ from importlib.resources import files
 import pytest
 
 from convener.core.membership import BURY_SLACK_MS, PULSE_LIMIT_MS
-from convener.core.model import PUBLISH_LIMIT, SEEN_WINDOW, STRIKE_WINDOW_MS, Meta
+from convener.core.model import (
+    MAX_ALARMS,
+    MAX_UNREAD,
+    PUBLISH_LIMIT,
+    SEEN_WINDOW,
+    STRIKE_WINDOW_MS,
+    Meta,
+)
 from convener.store.redis.replies import META_FIELDS
 from convener.store.redis.scripts import SCRIPTS
 from tests.support.servers import Server
@@ -18,7 +25,7 @@ TAKEN_WHEN_FULL = {
     "append_final", "bury", "dequeue", "disown", "drop_node", "drop_record", "erase", "forget", "leave", "probe",
     "reap", "release", "renew", "resolve", "stop", "unreserve", "unsend",
 }  # fmt: skip
-READERS = {"inbox", "list_user", "members", "read"}
+READERS = {"due", "inbox", "list_user", "members", "read"}
 
 
 def test_each_script_declares_what_it_may_do() -> None:
@@ -82,6 +89,8 @@ def test_constants_are_those_of_the_core() -> None:
     assert number("append", "LIMIT") == PUBLISH_LIMIT
     assert number("append", "SEEN_WINDOW") == SEEN_WINDOW
     assert number("claim", "STRIKE_WINDOW") == STRIKE_WINDOW_MS
+    assert number("answer", "MAX_UNREAD") == number("interrupt", "MAX_UNREAD") == MAX_UNREAD
+    assert number("set_alarm", "MAX_ALARMS") == MAX_ALARMS
     assert f"PULSE_LIMIT, BURY_SLACK = {PULSE_LIMIT_MS}, {BURY_SLACK_MS}" in SCRIPTS["bury"].source
 
 
