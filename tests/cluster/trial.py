@@ -146,6 +146,7 @@ class Trial:
             self._after_kill(plan, logs[plan.cid], again=not heir)
         killed = [victim, await self._kill_heir(victim, mine)] if heir else [victim]
         restarts = asyncio.gather(*(asyncio.to_thread(self._cluster.restart, node) for node in killed))
+        await asyncio.gather(*(self._send_again(plan.cid) for plan in caught))
         await wait_until(lambda: all(map(self._is_at_rest, self._cids)), "everything is answered, or held again", 60)
         await restarts
         await self.judge()
@@ -199,6 +200,14 @@ class Trial:
         if answer is None:
             answer = await self._api.deliver(cid, text, ident)
         assert answer["position"] == position, answer
+
+    async def _send_again(self, cid: str) -> None:
+        """Send the last message once more, as a client does that has not heard of its acceptance; any client may."""
+        if self._rng.random() < 0.5:
+            position = len(self._scripts[cid])
+            ident = f"{cid}.{position}"
+            answer = await self._api.deliver(cid, self._api.sent[cid][ident], ident)
+            assert (answer["position"], answer["duplicate"]) == (position, True), answer
 
     def _is_held(self, cid: str) -> bool:
         plan = self._director.plans[cid]
