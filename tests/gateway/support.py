@@ -33,8 +33,12 @@ from convener.telemetry.metrics import Metrics
 MAX_PAYLOAD = 4096
 
 
+COLOUR: dict[str, Any] = {"enum": ["red", "green"]}
+"""What `/ask` takes for an answer."""
+
+
 class Echo:
-    """Answers with what it was told; `/wait` is answered when `go` is set."""
+    """Answers with what it was told; `/wait` is answered when `go` is set, `/ask` with the answer to a question."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -42,7 +46,10 @@ class Echo:
     async def run(self, turn: Turn) -> None:
         if turn.text == "/wait":
             await self.go.wait()
-        await turn.reply(turn.data)
+        if turn.text == "/ask":
+            await turn.reply(await turn.ask({"text": "Which colour?"}, schema=COLOUR, timeout=3600))
+        else:
+            await turn.reply(turn.data)
 
     @property
     def methods(self) -> Mapping[str, Callable[[Conversation, Any], Awaitable[Any]]]:
@@ -111,6 +118,7 @@ async def running(
             max_payload_bytes=chosen.max_payload_bytes,
             max_pending_messages=chosen.max_pending_messages,
             limit_policy=chosen.limit_policy,
+            overlap_policy=chosen.overlap_policy,
             drain_timeout=1.0,
         ),
         metrics=metrics,

@@ -142,6 +142,31 @@ async def test_overlap_reject_and_a_full_inbox() -> None:
         await answered(node)
 
 
+async def test_overlap_interrupt_ends_what_is_being_answered(node: Node) -> None:
+    await create(node)
+    await say(node, {"text": "/wait"})
+    await say(node, "queued")
+    assert (await say(node, "now", overlap="interrupt")).status_code == 202
+    await answered(node)
+    events = (await node.http.get("/api/conversations/c1/events")).json()["events"]
+    ends = [(event["turn"], event["kind"]) for event in events if event["kind"] in ("turn_interrupted", "turn_done")]
+    assert ends == [("t1", "turn_interrupted"), ("t2", "turn_interrupted"), ("t3", "turn_done")]
+    assert [event["data"] for event in events if event["kind"] == "reply"] == ["now"]
+
+
+@pytest.mark.parametrize("policy", ["enqueue", "reject", "interrupt"])
+async def test_a_message_without_overlap_goes_by_the_nodes_policy(policy: str) -> None:
+    async with running(settings={"overlap_policy": policy}) as node:
+        await create(node)
+        await say(node, {"text": "/wait"})
+        assert (await say(node, "x")).status_code == (409 if policy == "reject" else 202)
+        assert (await say(node, "x", overlap="enqueue")).status_code == 202
+        node.agent.go.set()
+        await answered(node)
+        events = (await node.http.get("/api/conversations/c1/events")).json()["events"]
+        assert any(event["kind"] == "turn_interrupted" for event in events) == (policy == "interrupt")
+
+
 async def test_a_payload_of_just_the_allowed_size(node: Node) -> None:
     await create(node)
     assert (await say(node, "x" * (MAX_PAYLOAD - 2))).status_code == 202

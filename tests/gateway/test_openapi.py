@@ -13,6 +13,8 @@ ROUTES = {
     "/api/conversations": {"get", "post"},
     "/api/conversations/{conversation_id}": {"get", "patch", "delete"},
     "/api/conversations/{conversation_id}/messages": {"post"},
+    "/api/conversations/{conversation_id}/questions": {"get"},
+    "/api/conversations/{conversation_id}/answer": {"post"},
     "/api/conversations/{conversation_id}/events": {"get"},
     "/api/conversations/{conversation_id}/stream": {"get"},
     "/api/conversations/{conversation_id}/stop": {"post"},
@@ -77,6 +79,8 @@ async def test_all_references_lead_somewhere(description: dict[str, Any]) -> Non
         ("post", "/api/conversations", "200", "Created"),
         ("post", "/api/conversations", "201", "Created"),
         ("post", "/api/conversations/{conversation_id}/messages", "202", "Accepted"),
+        ("post", "/api/conversations/{conversation_id}/answer", "202", "Accepted"),
+        ("get", "/api/conversations/{conversation_id}/questions", "200", "QuestionList"),
         ("get", "/api/conversations/{conversation_id}", "200", "Conversation"),
         ("get", "/api/conversations/{conversation_id}/events", "200", "EventList"),
         ("get", "/readyz", "503", "Ready"),
@@ -99,6 +103,7 @@ async def test_answers_fit_their_schemas(node: Node) -> None:
     schemas.ConversationList.model_validate_json((await node.http.get("/api/conversations?scope=cluster")).content)
     schemas.EventList.model_validate_json((await node.http.get("/api/conversations/c1/events")).content)
     schemas.NodeList.model_validate_json((await node.http.get("/api/nodes")).content)
+    schemas.QuestionList.model_validate_json((await node.http.get("/api/conversations/c1/questions")).content)
     schemas.Audit.model_validate_json((await node.http.get("/api/audit")).content)
     schemas.Ready.model_validate_json((await node.http.get("/readyz?verbose")).content)
     schemas.Problem.model_validate_json((await node.http.get("/nope")).content)

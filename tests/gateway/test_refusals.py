@@ -34,6 +34,16 @@ BAD_MESSAGES: tuple[Any, ...] = (
     {"data": 1, "overlap": "never"},
     {"data": 1, "user_id": "bob"},
 )
+BAD_ANSWERS: tuple[tuple[Any, str], ...] = (
+    ([], "body"),
+    ({}, "ask_id"),
+    ({"ask_id": "t1.1"}, "data"),
+    ({"data": 1}, "ask_id"),
+    ({"ask_id": None, "data": 1}, "ask_id"),
+    ({"ask_id": 1, "data": 1}, "ask_id"),
+    ({"ask_id": "t1.1", "data": 1, "message_id": 7}, "message_id"),
+    ({"ask_id": "t1.1", "data": 1, "overlap": "reject"}, "overlap"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +107,8 @@ ON_A_CONVERSATION: tuple[tuple[str, str, Any], ...] = (
     ("PATCH", "", {"metadata": {}}),
     ("DELETE", "", None),
     ("POST", "/messages", {"data": 1}),
+    ("GET", "/questions", None),
+    ("POST", "/answer", {"ask_id": "t1.1", "data": 1}),
     ("GET", "/events", None),
     ("GET", "/events?before=5", None),
     ("GET", "/stream", None),
@@ -126,6 +138,9 @@ async def test_a_malformed_id_in_the_body(node: Node, cid: str) -> None:
     ):
         await refused(node, request(node, "POST", CREATE, json=body), 400, "invalid_id")
     await refused(node, request(node, "POST", C1 + "/messages", json={"message_id": cid, "data": 1}), 400, "invalid_id")
+    answer = {"ask_id": "t1.1", "data": 1}
+    for wrong in ({"ask_id": cid}, {"message_id": cid}):
+        await refused(node, request(node, "POST", C1 + "/answer", json=answer | wrong), 400, "invalid_id")
     await refused(node, request(node, "GET", "/api/audit", params={"conversation_id": cid}), 400, "invalid_id")
 
 
@@ -135,6 +150,7 @@ WITH_BODY = (
     ("POST", CREATE),
     ("PATCH", C1),
     ("POST", C1 + "/messages"),
+    ("POST", C1 + "/answer"),
     ("POST", C1 + "/stop"),
     ("POST", C1 + "/resume"),
     ("POST", C1 + "/rpc/double"),
@@ -164,6 +180,18 @@ async def test_malformed_messages(node: Node, body: Any) -> None:
     if body is not None:
         wrapped = {"conversation_id": "c1", "message": body}
         await refused(node, request(node, "POST", CREATE, json=wrapped), 400, "invalid_request")
+
+
+@pytest.mark.parametrize(("body", "field"), BAD_ANSWERS)
+async def test_malformed_answers(node: Node, body: Any, field: str) -> None:
+    document = await refused(node, request(node, "POST", C1 + "/answer", json=body), 400, "invalid_request")
+    assert field in {each["field"] for each in document["errors"]}
+
+
+async def test_an_answer_to_nothing(node: Node) -> None:
+    for ask_id in ("t1.1", "other"):
+        sent = request(node, "POST", C1 + "/answer", json={"ask_id": ask_id, "data": 1})
+        await refused(node, sent, 409, "ask_closed")
 
 
 async def test_a_message_without_a_body(node: Node) -> None:
@@ -254,6 +282,7 @@ async def test_a_malformed_last_event_id(node: Node) -> None:
     ("method", "path", "body"),
     [
         ("POST", C1 + "/messages", {"data": BIG}),
+        ("POST", C1 + "/answer", {"ask_id": "t1.1", "data": BIG}),
         ("POST", CREATE, {"conversation_id": "c1", "message": {"data": BIG}}),
         ("POST", CREATE, {"conversation_id": "big", "metadata": {"a": BIG}}),
         ("PATCH", C1, {"metadata": {"a": BIG}}),

@@ -113,10 +113,13 @@ async def test_nothing_comes_before_the_answer_to_connect(served: Node) -> None:
 
 EMPTY: dict[str, Any] = {}
 BAD_HELLOS: tuple[tuple[Any, str, str, str], ...] = (
-    (None, "", "invalid_request", "conversation_id is missing"),
-    ({}, "", "invalid_request", "conversation_id is missing"),
-    ({"conversation_id": ""}, "", "invalid_request", "conversation_id is missing"),
-    ({"conversation_id": None}, "", "invalid_request", "conversation_id is missing"),
+    (None, "", "user_required", "conversation_id"),
+    ({}, "", "user_required", "conversation_id"),
+    ({"conversation_id": None}, "", "user_required", "conversation_id"),
+    ({"user_id": ""}, "", "invalid_id", "user_id"),
+    ({"user_id": "alice", "after": 3}, "", "invalid_request", "conversation_id is missing"),
+    ({"user_id": "alice", "tail": 0}, "", "invalid_request", "conversation_id is missing"),
+    ({"conversation_id": ""}, "", "invalid_id", "conversation_id"),
     ({"conversation_id": 7}, "", "invalid_request", "conversation_id"),
     ({"conversation_id": ["c1"]}, "", "invalid_request", "conversation_id"),
     ({"conversation_id": "a b"}, "", "invalid_id", "conversation_id"),
@@ -134,7 +137,7 @@ BAD_HELLOS: tuple[tuple[Any, str, str, str], ...] = (
     (ALICE | {"tail": 1.5}, "", "invalid_request", "tail"),
     ("c1", "", "invalid_request", "object"),
     (["c1"], "", "invalid_request", "object"),
-    (7, "", "invalid_request", "conversation_id is missing"),
+    (7, "", "user_required", "conversation_id"),
     (None, "conversation_id=c1&token=t", "invalid_request", "token"),
     (None, "conversation_id=a%20b", "invalid_id", "conversation_id"),
 )

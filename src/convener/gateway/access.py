@@ -18,7 +18,7 @@ from convener.manager.base import AgentLoopInfo, ConversationManager
 
 log = structlog.get_logger(__name__)
 
-Action = Literal["create", "read", "send", "call", "update", "interrupt", "stop", "resume", "delete"]
+Action = Literal["create", "read", "send", "answer", "call", "update", "interrupt", "stop", "resume", "delete"]
 
 AuthorizeHook = Callable[[Identity, str, str, Action], Awaitable[bool | None]]
 """(caller, conversation id, its user's id, what is to be done) → yes, no, or None for the usual rule."""
@@ -84,6 +84,13 @@ class Access:
             raise InvalidRequest("user_id is needed: this token belongs to no user")
         return user
 
+    def follower(self, identity: Identity, requested: str | None) -> str:
+        """Whose conversations are to be followed live. Raises as `user`; nobody's cannot be followed."""
+        user = self.user(identity, requested)
+        if not user:
+            raise InvalidRequest("user_id is needed, or a conversation_id: there is no user", code="user_required")
+        return user
+
     async def reach(self, identity: Identity, conversation_id: str, action: Action) -> AgentLoopInfo:
         """The conversation, if the caller may do this to it.
 
@@ -134,8 +141,8 @@ class Access:
             await self.reach(identity, conversation_id, action)
 
     async def still(self, identity: Identity, conversation_id: str) -> None:
-        """Whether an open connection may go on reading. Raises as `reach`."""
-        if self._authorize is not None:
+        """Whether an open connection may go on reading; "" is a list, which is its user's own. Raises as `reach`."""
+        if self._authorize is not None and conversation_id:
             await self.reach(identity, conversation_id, "read")
 
     async def _check(

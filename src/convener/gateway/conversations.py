@@ -1,4 +1,4 @@
-"""``/api/conversations``: create, find, list, change, send, call, stop, resume, delete."""
+"""``/api/conversations``: create, find, list, change, send, answer, call, stop, resume, delete."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from starlette.responses import Response
 
 from convener.core.directory import LoopStatus
 from convener.errors import (
+    AskClosed,
     CallTimeout,
     ConvenerError,
     ConversationBusy,
+    ConversationFailed,
+    ConversationHeld,
     ConversationStopped,
     InboxFull,
     InvalidRequest,
@@ -45,7 +48,8 @@ router = APIRouter(
 )
 
 ConversationId = Annotated[str, Path(description="The conversation.")]
-_SEND_ERRORS = (NotFound, PayloadTooLarge, InboxFull, LimitExceeded, ConversationStopped, ConversationBusy)
+_CLOSED = (ConversationStopped, ConversationFailed, ConversationHeld)
+_SEND_ERRORS = (NotFound, PayloadTooLarge, InboxFull, LimitExceeded, ConversationBusy, *_CLOSED)
 
 
 @router.post(
@@ -217,10 +221,38 @@ async def send_message(
     return schemas.accepted(result)
 
 
+@router.get("/{conversation_id}/questions", response_model=schemas.QuestionList, responses=documented(NotFound))
+async def questions(context: Context, caller: Caller, conversation_id: ConversationId) -> Response:
+    """The questions of the agent that wait for an answer."""
+    await context.access.reach(caller, conversation_id, "read")
+    found = await context.manager.questions(conversation_id)
+    return Json({"questions": [schemas.question(asked) for asked in found]})
+
+
+@router.post(
+    "/{conversation_id}/answer",
+    status_code=202,
+    response_model=schemas.Accepted,
+    responses=documented(NotFound, AskClosed, *_CLOSED, PayloadTooLarge, InboxFull, OwnerUnavailable, StoreFull),
+)
+async def answer(
+    context: Context, caller: Caller, conversation_id: ConversationId, body: schemas.AnswerBody
+) -> Response:
+    """Answer a question of the agent; the first answer counts, later ones are refused with `ask_closed`.
+
+    Data that does not fit the question's schema is refused with `invalid_answer`, and the question stays open.
+    """
+    await context.access.require(caller, conversation_id, "answer")
+    result = await context.manager.answer(
+        conversation_id, body.ask_id, body.data, message_id=body.message_id, user_id=caller.user_id or None
+    )
+    return Json(schemas.accepted(result), 202)
+
+
 @router.post(
     "/{conversation_id}/interrupt",
     response_model=schemas.Outcome,
-    responses=documented(NotFound, ConversationStopped, InboxFull),
+    responses=documented(NotFound, *_CLOSED, InboxFull),
 )
 async def interrupt(
     context: Context, caller: Caller, conversation_id: ConversationId, body: schemas.Interrupt | None = None
@@ -247,7 +279,10 @@ async def stop(
 async def resume(
     context: Context, caller: Caller, conversation_id: ConversationId, _: schemas.Nothing | None = None
 ) -> Response:
-    """Open a stopped conversation again: `resumed`, or `running` if it was not stopped."""
+    """Let it go on after a stop, after it was given up (`failed`), or where a cut-off turn waits to be repeated.
+
+    `resumed`, or `running` if there was nothing to resume.
+    """
     await context.access.require(caller, conversation_id, "resume")
     return Json({"outcome": await context.manager.resume(conversation_id)})
 

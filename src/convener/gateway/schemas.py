@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from convener.manager.base import AgentLoopInfo, SendResult
+from convener.manager.base import AgentLoopInfo, Overlap, Question, SendResult
 from convener.manager.ops import NodeInfo
 
 MAX_PAGE: Final = 1000
@@ -34,9 +34,21 @@ class MessageBody(Body):
         default=None, description="Chosen by the client: the same id again is not accepted twice."
     )
     data: Any = Field(description="Any JSON value; if it is an object with a string `text`, that is the text.")
-    overlap: Literal["enqueue", "reject"] | None = Field(
-        default=None, description="What to do if a message is being answered. Default: the node's `overlap_policy`."
+    overlap: Overlap | None = Field(
+        default=None,
+        description="What to do if a message is being answered: wait, refuse this one, or end everything before it. "
+        "Default: the node's `overlap_policy`.",
     )
+
+
+class AnswerBody(Body):
+    """An answer to a question of the agent."""
+
+    ask_id: Id
+    message_id: Id | None = Field(
+        default=None, description="Chosen by the client: the same id again gives the same answer."
+    )
+    data: Any = Field(description="Any JSON value that fits the question's schema.")
 
 
 class CreateBody(Body):
@@ -110,6 +122,21 @@ class Conversation(BaseModel):
     metadata: dict[str, Any]
     created_at: datetime | None = Field(description="Null in a listing of the cluster, which does not know it.")
     updated_at: datetime | None
+
+
+class OpenQuestion(BaseModel):
+    """A question of the agent that waits for an answer."""
+
+    ask_id: str
+    prompt: Any = Field(description="What the agent asks: any JSON value.")
+    answer_schema: Any = Field(alias="schema", description="JSON Schema that the answer has to fit, or null.")
+    deadline: datetime | None = Field(description="When it expires; null for never.")
+
+
+class QuestionList(BaseModel):
+    """The open questions of a conversation."""
+
+    questions: list[OpenQuestion]
 
 
 class ConversationList(BaseModel):
@@ -271,6 +298,16 @@ def accepted(result: SendResult) -> dict[str, Any]:
         "message_id": result.message_id,
         "position": result.position,
         "duplicate": result.duplicate,
+    }
+
+
+def question(asked: Question) -> dict[str, Any]:
+    """`OpenQuestion` of what the manager knows."""
+    return {
+        "ask_id": asked.ask_id,
+        "prompt": asked.prompt,
+        "schema": asked.schema,
+        "deadline": rfc3339(asked.deadline),
     }
 
 

@@ -28,6 +28,7 @@ class Session:
 
     Attributes:
         connection_id: unique on this node.
+        conversation_id: "" for the list of the user's conversations.
         transport: `websocket`, `polling` or `sse`.
         token, headers: what it was opened with, to ask again.
         close: ends it; must not raise.

@@ -1,7 +1,7 @@
 """Socket.IO: the only module of the gateway that knows it.
 
-A client joins its conversation in the connect handler; the replay runs after that has returned. Every event is
-answered, whatever it held.
+A client joins its conversation in the connect handler; the replay runs after that has returned. One that names none
+follows the list of its user's conversations. Every event is answered, whatever it held.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar, cast
-from urllib.parse import parse_qs
+from typing import Any, Final, Literal, TypeVar
 
 import socketio
 import structlog
@@ -26,9 +25,11 @@ from convener.errors import (
     TooManyRequests,
 )
 from convener.gateway import schemas
-from convener.gateway.access import bearer_token, not_found
+from convener.gateway.access import Action, bearer_token, not_found
+from convener.gateway.auth import Identity
 from convener.gateway.context import GatewayContext, origin_allowed
 from convener.gateway.events import parse_cursor
+from convener.gateway.hello import Hello, headers_of, read_hello
 from convener.gateway.packets import MALFORMED, StrictPacket
 from convener.gateway.problems import UNREADABLE, Problem, problem_of
 from convener.gateway.sessions import Session
@@ -98,6 +99,7 @@ class _Client:
     """What handlers keep per connection.
 
     Attributes:
+        conversation_id: "" for a client that follows the list of conversations.
         sender: whose messages its messages are; not always the conversation's own user.
         order: makes messages enter in the order in which they were sent.
     """
@@ -108,17 +110,6 @@ class _Client:
     under_way: int = 0
     stops: int = 0
     stops_answered: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class _Hello:
-    """What a client says when it connects."""
-
-    conversation_id: str
-    user_id: str | None
-    token: str | None
-    after: Any
-    tail: int | None
 
 
 class SocketGateway:
@@ -134,6 +125,7 @@ class SocketGateway:
         self._clients: dict[str, _Client] = {}
         self._handlers: Mapping[str, Callable[[str, _Client, Any], Awaitable[dict[str, Any]]]] = {
             "message": self._message,
+            "answer": self._answer,
             "interrupt": self._interrupt,
             "stop": self._stop,
             "resume": self._resume,
@@ -168,26 +160,35 @@ class SocketGateway:
         context = self._context
         if context.closing or not context.running:
             raise OwnerUnavailable("this node is shutting down", retry_after=1.0)
-        headers = _headers(environ)
-        hello = _hello(environ, auth)
+        headers = headers_of(environ)
+        hello = read_hello(environ, auth)
         token = hello.token if hello.token is not None else bearer_token(headers)
         caller = await context.access.identify(token, headers)
-        cid = check_id(hello.conversation_id, "conversation_id")
-        after = parse_cursor(hello.after, "after")
-        user = await context.access.starter(caller, cid, hello.user_id)
-        tail = hello.tail if after is None else None
-        try:
-            await context.manager.join_conversation(cid, sid, None, user, after, tail=tail)
-        except NotAuthorized:
-            raise not_found(cid) from None
+        if hello.conversation_id is None:
+            user = context.access.follower(caller, hello.user_id)
+            await context.manager.follow_list(user, sid, schemas.conversation)
+        else:
+            await self._join_conversation(sid, caller, hello, hello.conversation_id)
         eio_sid = self._sio.manager.eio_sid_from_sid(sid, _NAMESPACE)
         if eio_sid not in self._sio.environ:
             # Gone in the meantime; its disconnect found nothing to undo.
             await context.manager.disconnect_from_session(sid)
             raise OwnerUnavailable("the connection is gone")
         transport = str(self._sio.transport(sid, _NAMESPACE))
+        cid = hello.conversation_id or ""
         self._clients[sid] = _Client(cid, context.access.user(caller, hello.user_id) or None)
         context.sessions.add(Session(sid, cid, transport, caller, token, headers, lambda: self._close(sid)))
+
+    async def _join_conversation(self, sid: str, caller: Identity, hello: Hello, conversation_id: str) -> None:
+        access, manager = self._context.access, self._context.manager
+        cid = check_id(conversation_id, "conversation_id")
+        after = parse_cursor(hello.after, "after")
+        user = await access.starter(caller, cid, hello.user_id)
+        tail = hello.tail if after is None else None
+        try:
+            await manager.join_conversation(cid, sid, None, user, after, tail=tail)
+        except NotAuthorized:
+            raise not_found(cid) from None
 
     async def _close(self, sid: str) -> None:
         try:
@@ -243,6 +244,8 @@ class SocketGateway:
         client = self._clients.get(sid)
         if client is None:
             raise NotFound("this connection is not open (any more)")
+        if not client.conversation_id:
+            raise InvalidRequest("this connection follows a list and is in no conversation", code="not_joined")
         if len(arguments) > 1:
             raise InvalidRequest(f"{event} takes one payload, not {len(arguments)}")
         if client.under_way >= MAX_UNDER_WAY:
@@ -264,6 +267,14 @@ class SocketGateway:
                 message_id=body.message_id,
                 overlap=body.overlap,
             )
+        return schemas.accepted(result)
+
+    async def _answer(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
+        body = _parse(schemas.AnswerBody, payload)
+        await self._allowed(sid, client, "answer")
+        result = await self._context.manager.answer(
+            client.conversation_id, body.ask_id, body.data, message_id=body.message_id, user_id=client.sender
+        )
         return schemas.accepted(result)
 
     async def _interrupt(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
@@ -303,9 +314,7 @@ class SocketGateway:
         result = await self._context.manager.call(client.conversation_id, body.method, body.params, body.timeout)
         return {"result": result}
 
-    async def _allowed(
-        self, sid: str, client: _Client, action: Literal["send", "interrupt", "stop", "resume", "call"]
-    ) -> None:
+    async def _allowed(self, sid: str, client: _Client, action: Action) -> None:
         session = self._context.sessions.find(sid)
         if session is None:
             raise NotFound("this connection is not open (any more)")
@@ -320,47 +329,3 @@ def _parse(model: type[Body], payload: Any) -> Body:
     if not isinstance(payload, dict):
         raise InvalidRequest("the payload must be an object")
     return model.model_validate(payload)
-
-
-def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        name.removeprefix("HTTP_").replace("_", "-").lower(): str(value)
-        for name, value in environ.items()
-        if name.startswith("HTTP_")
-    }
-
-
-def _hello(environ: Mapping[str, Any], auth: object) -> _Hello:
-    """What the client asks for: the auth object goes before the query string.
-
-    Raises:
-        InvalidRequest: a value of the wrong type, no conversation, or a token where logs would keep it.
-    """
-    if auth is None:
-        given: dict[str, Any] = {}
-    elif isinstance(auth, dict):
-        given = {key: value for key, value in cast("dict[str, Any]", auth).items() if value is not None}
-    else:
-        raise InvalidRequest("the auth payload must be an object")
-    query = {key: values[-1] for key, values in parse_qs(str(environ.get("QUERY_STRING", ""))).items()}
-    if "token" in query:
-        raise InvalidRequest("token belongs into the auth object: addresses end up in logs")
-    said: dict[str, Any] = {**query, **given}
-    for name in ("conversation_id", "user_id", "token"):
-        if not isinstance(said.get(name, ""), str):
-            raise InvalidRequest(f"{name} must be a string")
-    if not said.get("conversation_id"):
-        raise InvalidRequest("conversation_id is missing")
-    return _Hello(
-        said["conversation_id"], said.get("user_id"), said.get("token"), said.get("after"), _tail(said.get("tail"))
-    )
-
-
-def _tail(value: object) -> int | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 15:
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15:
-        return value
-    raise InvalidRequest("tail must be a number of entries")
