@@ -2,7 +2,7 @@
 
 Steps are marked in the page: ``file`` writes a file, ``background`` starts a process and waits for a word of it,
 ``run`` runs commands (``until`` a pattern is in what the last one prints), ``interrupt`` is Ctrl-C for the process
-that was started last. In expected output, digits stand for digits and ids for ids, ``…`` for anything.
+that was started last. Output is compared as `tests/support/console.py` says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from tests.docs.pages import DOCS, Step, steps
+from tests.support.console import matches, on_port, sessions
 from tests.support.processes import RunningProcess, convener, free_port
 from tests.support.waiting import wait_until_sync
 
@@ -28,34 +29,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="`convener up` i
 
 VERBS = ("file", "background", "run", "run until", "interrupt")
 NODES = 3
-
-
-def pattern(expected: str) -> re.Pattern[str]:
-    """What a line of output has to be like."""
-    parts: list[str] = []
-    for word in re.split(r"(\s+|…)", expected.strip()):
-        if not word:
-            continue
-        if word == "…":
-            parts.append(".*")
-        elif word.isspace():
-            parts.append(r"\s+")
-        elif re.fullmatch(r"[\w.-]{22}", word):
-            parts.append(r"[\w.-]{22}")  # an id that was made
-        else:
-            parts.append(re.sub(r"\d+", lambda _: r"\d+", re.escape(word)))
-    return re.compile("".join(parts))
-
-
-def matches(expected: Sequence[str], printed: Sequence[str]) -> bool:
-    """Whether the lines are as expected; an expected line ``…`` stands for any number of lines."""
-    if not expected:
-        return not printed
-    if expected[0].strip() == "…":
-        return any(matches(expected[1:], printed[start:]) for start in range(len(printed) + 1))
-    if not printed or not pattern(expected[0]).fullmatch(printed[0].strip()):
-        return False
-    return matches(expected[1:], printed[1:])
 
 
 @dataclass
@@ -131,10 +104,7 @@ class Reader:
 
     def commands(self, step: Step) -> list[tuple[str, list[str]]]:
         """Commands with what they print, on this test's ports."""
-        text = re.sub(r"127\.0\.0\.1:(800\d)", lambda m: f"127.0.0.1:{self.port + int(m[1]) - 8000}", step.code)
-        parts = re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]
-        split = (part.rstrip("\n").split("\n") for part in parts)
-        return [(first, rest) for first, *rest in split]
+        return sessions(on_port(step.code, self.port))
 
 
 @pytest.fixture
