@@ -39,7 +39,7 @@ def _no_settings_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 # Real clusters of processes want the machine for themselves: one worker of xdist runs them one after another, while
 # the others run everything else (`--dist loadgroup`).
-PROCESSES = ("tests/cluster/", "tests/cli/", "tests/docs/")
+PROCESSES = ("tests/cluster/", "tests/cli/", "tests/docs/", "tests/examples/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
