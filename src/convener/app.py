@@ -28,12 +28,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
+
+import structlog
 
 from convener.errors import ConfigurationError
 from convener.gateway.access import AuthorizeHook
 from convener.gateway.asgi import Gateway
 from convener.gateway.auth import AuthenticateHook
+from convener.gateway.problems import refuse
 from convener.gateway.socketio import make_server
 from convener.ids import check_id
 from convener.manager.clustered import ClusteredConversationManager
@@ -47,6 +50,8 @@ from convener.settings import Settings
 from convener.store.base import Store
 from convener.store.memory import MemoryStore
 from convener.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -95,6 +100,21 @@ class _UserAgent:
         return await limit if inspect.isawaitable(limit) else limit
 
 
+class NotStarted(ConfigurationError):
+    """The application is asked for something and does not run: nobody runs its lifespan, or that has ended."""
+
+    code = "not_started"
+    http_status = 503
+
+
+class Mountable(Protocol):
+    """An application that others can be mounted on: Starlette, FastAPI."""
+
+    def mount(self, path: str, app: Any, name: str | None = None) -> None:
+        """Serve `app` below `path`."""
+        ...
+
+
 class Convener:
     """The application.
 
@@ -109,6 +129,8 @@ class Convener:
         self._authorize: AuthorizeHook | None = None
         self._gateway: Gateway | None = None
         self._manager: StandaloneConversationManager | None = None
+        self._mounted_at: str | None = None
+        self._refused = False
 
     # -- decorators ----------------------------------------------------------------------------------------------
 
@@ -269,9 +291,9 @@ class Convener:
 
     @property
     def manager(self) -> StandaloneConversationManager:
-        """The running conversation manager. Raises `ConfigurationError` before the application has started."""
+        """The running conversation manager. Raises `NotStarted` before the application has started."""
         if self._manager is None:
-            raise ConfigurationError("the application has not started")
+            raise NotStarted("the application has not started")
         return self._manager
 
     # -- ASGI ----------------------------------------------------------------------------------------------------
@@ -282,18 +304,47 @@ class Convener:
             await self._serve_lifespan(receive, send)
             return
         if self._gateway is None:
-            raise ConfigurationError("the application has not started: run it with its lifespan on")
-        await self._gateway(scope, receive, send)
+            await self._refuse(scope, receive, send)
+        else:
+            await self._gateway(scope, receive, send)
 
     def lifespan(self, app: Any) -> AbstractAsyncContextManager[None]:
-        """Start and end with another application: ``FastAPI(lifespan=app.lifespan)``."""
+        """Start and end with another application: ``FastAPI(lifespan=app.lifespan)``, or
+        ``async with app.lifespan(other):`` around the ``yield`` of a lifespan of its own.
+
+        Args:
+            app: that application; only there because frameworks give it.
+
+        Raises:
+            ConfigurationError: the settings cannot work, or the application runs already.
+            StoreUnavailable: the store cannot be reached.
+        """
         return self._running()
 
-    def mount_on(self, other: Any, path: str = "/agents") -> None:
-        """Mount on a Starlette or FastAPI application, whose lifespan has to be `lifespan`; Socket.IO is then at
-        ``path/socket.io/``.
+    def mount_on(self, other: Mountable, path: str = "/agents") -> None:
+        """Mount on a Starlette or FastAPI application, whose lifespan has to run `lifespan`: those of mounted
+        applications do not run by themselves. Everything is then below `path`, Socket.IO at ``path/socket.io/``.
+
+        Raises:
+            ConfigurationError: `path` does not begin with a slash, or the application is mounted already.
         """
+        if not path.startswith("/"):
+            raise ConfigurationError(f"path: {path!r} does not begin with a slash")
+        if self._mounted_at is not None:
+            raise ConfigurationError(f"the application is mounted already, at {self._mounted_at}; it runs once")
+        self._mounted_at = path
         other.mount(path, self)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that comes while nothing runs: the lifespan was forgotten, or has ended."""
+        error = NotStarted(
+            "convener does not run here: give its lifespan to the application that it is mounted on, as in "
+            "FastAPI(lifespan=app.lifespan), or serve it with its lifespan on"
+        )
+        if not self._refused:
+            self._refused = True
+            log.error("asked for something, and not started", path=scope["path"], detail=error.detail)
+        await refuse(error, scope, receive, send)
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:

@@ -7,7 +7,7 @@ Every error has a stable `code`; docs/reference/errors.md lists them all. An err
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -73,6 +73,21 @@ def problem_of(error: BaseException, **where: object) -> Problem:
         return Problem(503, "owner_unavailable", "no answer in time; ask again, under the same ids", 1.0)
     log.error("unexpected error", exc_info=error, **where)
     return Problem(500, "internal", _INTERNAL)
+
+
+async def refuse(
+    error: BaseException,
+    scope: MutableMapping[str, Any],
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+) -> None:
+    """Answer an ASGI request, or a WebSocket that is not accepted yet, with a problem."""
+    if scope["type"] == "websocket":
+        await receive()
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1011})
+            return
+    await problem_of(error, path=scope["path"]).response()(scope, receive, send)
 
 
 def _of_validation(errors: Sequence[Any]) -> Problem:
