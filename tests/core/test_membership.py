@@ -63,7 +63,7 @@ def test_every_change_of_who_belongs_has_a_version_of_its_own() -> None:
 def test_renew_extends_the_lease_and_the_pulse() -> None:
     state = cluster("a~1")
     reply, state = renew(state, "a~1", '{"load":1}', T0 + 500)
-    assert reply == RenewReply("OK", 1)
+    assert reply == RenewReply("OK", 2)
     assert state.members["a~1"] == Member(T0 + 500 + TTL, TTL, RENEW, '{"load":1}')
     assert state.pulse == T0 + 500
     _, state = renew(state, "a~1", None, T0 + 600)
@@ -204,3 +204,13 @@ def test_forget_a_burial_when_it_is_old_enough() -> None:
     assert forget(state, "a~1", 100, T0 + 99) == state
     assert dict(forget(state, "a~1", 100, T0 + 100).dead) == {"b~1": T0 + 5}
     assert forget(state, "x~1", 0, T0 + 100) == state
+
+
+def test_what_a_node_says_anew_of_itself_is_a_new_version() -> None:
+    _, state = join(Membership(), "a~1", Member(0, 1000, 100, "{}"), 1)
+    reply, same = renew(state, "a~1", "{}", 2)
+    assert reply == RenewReply("OK", state.version)
+    assert same.version == state.version
+    reply, told = renew(same, "a~1", '{"state":"draining"}', 3)
+    assert reply == RenewReply("OK", state.version + 1)
+    assert told.version == state.version + 1

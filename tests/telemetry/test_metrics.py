@@ -20,6 +20,8 @@ NAMES = {
     "convener_takeover_duration_seconds": set[str](),
     "convener_limit_rejections": {"policy"},
     "convener_fenced_appends": set[str](),
+    "convener_drain_remaining_conversations": set[str](),
+    "convener_handoff_gap_seconds": set[str](),
     "convener_lease_margin_seconds": set[str](),
     "convener_event_loop_lag_seconds": set[str](),
     "convener_bus_probe_age_seconds": set[str](),

@@ -77,14 +77,17 @@ def join(state: Membership, incarnation: str, member: Member, now: int) -> tuple
 def renew(state: Membership, incarnation: str, info: str | None, now: int) -> tuple[RenewReply, Membership]:
     """RENEW: extend the lease; who is not a member is answered like the buried.
 
-    A lapsed lease that nobody buried may be renewed: takeover needs burial, so nothing has been taken.
+    A lapsed lease that nobody buried may be renewed: takeover needs burial, so nothing has been taken. What a node
+    says anew of itself (that it is leaving) is told to the others.
     """
     member = state.members.get(incarnation)
     if member is None:
         return RenewReply("DEAD", state.version), state
     state = _felt(state, member.ttl, now)
-    member = replace(member, deadline=now + member.ttl, info=member.info if info is None else info)
-    state = replace(state, members={**state.members, incarnation: member}, pulse=now)
+    said = member.info if info is None else info
+    version = state.version + (said != member.info)
+    member = replace(member, deadline=now + member.ttl, info=said)
+    state = replace(state, members={**state.members, incarnation: member}, pulse=now, version=version)
     return RenewReply("OK", state.version), state
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from convener.manager.ops import NodeInfo, Readiness
+from convener.manager.ops import DrainStatus, NodeInfo, Readiness
 
 
 class Operations(Protocol):
@@ -17,6 +17,26 @@ class Operations(Protocol):
 
     def nodes(self) -> Sequence[NodeInfo]:
         """The cluster's nodes as this node sees them, itself included."""
+        ...
+
+    async def drain(self, node: str | None, timeout: float | None) -> DrainStatus:
+        """Begin to empty a node (None: this one), and say how far that is. Asked again, it only says.
+
+        Args:
+            timeout: seconds that turns under way may take; default the node's `drain_timeout`.
+
+        Raises:
+            NotFound: no such node (code ``node_not_found``).
+            OwnerUnavailable: the node did not answer.
+        """
+        ...
+
+    def on_drained(self, farewell: Callable[[], Awaitable[None]]) -> None:
+        """What to do with this node's clients once it owns nothing."""
+        ...
+
+    async def drained(self) -> None:
+        """Empty this node within its `drain_timeout`, and return when that is done."""
         ...
 
     async def audit(self, conversation_ids: Sequence[str] | None) -> Mapping[str, Any]:

@@ -28,6 +28,7 @@ from convener.manager.heartbeat import Heartbeat
 from convener.manager.lease import Lease
 from convener.manager.members import Members
 from convener.manager.moving import Moves
+from convener.manager.ops import DrainStatus
 from convener.manager.recovery import Recovery
 from convener.manager.standalone import StandaloneConversationManager
 from convener.manager.sync import Sync
@@ -103,6 +104,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         self._recovery = Recovery(engine, self._members)
         self._calls = Calls(node)
         self._moves = engine.elsewhere = Moves(engine, self._members, self._calls)
+        self._moves.drain_here = lambda timeout: self.drain(None, timeout)
         self._serve()
         self._members.on_buried.append(self._on_buried)
         self._members.on_dead = self._rebirth.set
@@ -382,6 +384,12 @@ class ClusteredConversationManager(StandaloneConversationManager):
             return await self._calls.ask(incarnation, "hibernate", body, HIBERNATE_TIMEOUT_S) is True
         except OwnerUnavailable:
             return False
+
+    async def drain(self, node: str | None = None, timeout: float | None = None) -> DrainStatus:
+        """See `Operations`."""
+        if node in (None, self.engine.node.options.name, self.engine.node.incarnation):
+            return await super().drain(None, timeout)
+        return await self._moves.drain(str(node), timeout)
 
     async def move(self, conversation_id: str, node: str, *, cut: bool = False) -> MoveResult:
         """See `ConversationManager`."""

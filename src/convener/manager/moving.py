@@ -8,10 +8,12 @@ nothing but time is lost when either node dies in the middle.
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from convener.errors import ConvenerError, InvalidRequest, NotFound, OwnerUnavailable
@@ -20,6 +22,7 @@ from convener.manager.base import MoveResult
 from convener.manager.calls import Calls
 from convener.manager.engine import Engine
 from convener.manager.members import Members
+from convener.manager.ops import DrainStatus
 from convener.manager.runner import Runner
 from convener.manager.starter import Started
 
@@ -39,6 +42,8 @@ class Moves:
         self._calls = calls
         calls.serve("take", self._serve_take)
         calls.serve("move", self._serve_move)
+        calls.serve("drain", self._serve_drain)
+        self.drain_here: Callable[[float | None], Awaitable[DrainStatus]] | None = None
 
     async def hand_over(self, runner: Runner) -> bool:
         """See `Elsewhere`."""
@@ -119,6 +124,19 @@ class Moves:
         nodes = self._node.directory.nodes
         others = [name for name in self._members.live() if not self._node.owns(name)]
         return min(others, key=lambda name: (len(nodes[name].records) if name in nodes else 0, name), default=None)
+
+    async def drain(self, node: str, timeout: float | None) -> DrainStatus:
+        """Begin to empty another node. Raises as `Operations.drain`."""
+        names = [name for name in self._members.state.members if node in (name, node_of(name))]
+        if not names:
+            raise NotFound(f"no node {node}", code="node_not_found")
+        answer = await self._calls.ask(names[0], "drain", {"timeout": timeout}, TAKE_S)
+        return msgspec.convert(answer, DrainStatus)
+
+    async def _serve_drain(self, body: Mapping[str, Any]) -> Any:
+        timeout = body.get("timeout")
+        assert self.drain_here is not None
+        return dataclasses.asdict(await self.drain_here(timeout if isinstance(timeout, int | float) else None))
 
     # -- for other nodes -------------------------------------------------------------------------------------------
 

@@ -24,6 +24,26 @@ class Readiness:
     checks: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+DrainState = Literal["idle", "draining", "drained"]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainStatus:
+    """How far the end of a node's work is.
+
+    Attributes:
+        node: its name.
+        state: `idle` does not leave; `drained` owns nothing any more, and never will.
+        remaining: conversations that are still there.
+        deadline: when turns under way are cut off, ms since 1970.
+    """
+
+    node: str
+    state: DrainState
+    remaining: int = 0
+    deadline: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """One node as the node that was asked sees it.

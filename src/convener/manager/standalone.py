@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar, Final, Self
@@ -37,14 +37,14 @@ from convener.manager.base import (
     MoveResult,
 )
 from convener.manager.context import Agent, NodeContext, NodeOptions, RecordOnly
-from convener.manager.draining import drain
+from convener.manager.draining import Drain
 from convener.manager.engine import Engine
 from convener.manager.health import Health
 from convener.manager.jsontext import to_json
 from convener.manager.lease import Lease
 from convener.manager.listing import Lists, Show
 from convener.manager.members import Members
-from convener.manager.ops import NodeInfo, Readiness
+from convener.manager.ops import DrainStatus, NodeInfo, Readiness
 from convener.manager.recovery import Recovery
 from convener.manager.requests import Requests
 from convener.manager.sockets import SocketIOSink
@@ -88,6 +88,7 @@ class StandaloneConversationManager(Requests):
     _members: Members = field(init=False, repr=False)
     _recovery: Recovery = field(init=False, repr=False)
     _health: Health = field(init=False, repr=False)
+    _drain: Drain = field(init=False, repr=False)
     _handles: dict[str, View] = field(default_factory=dict[str, View], init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -146,6 +147,7 @@ class StandaloneConversationManager(Requests):
             incarnation=new_incarnation(options.name),
         )
         self._engine = Engine(node, SocketIOSink(self.sio) if self.sio is not None else None, self.publishes)
+        self._drain = Drain(self._engine)
         self._lists = Lists(node)
         try:
             await self._begin()
@@ -163,7 +165,7 @@ class StandaloneConversationManager(Requests):
         if engine is None:
             return
         try:
-            await drain(engine, engine.node.options.drain_timeout)
+            await self._drain.run(engine.node.options.drain_timeout)
             await self._end()
         finally:
             await engine.close_clients()
@@ -361,10 +363,33 @@ class StandaloneConversationManager(Requests):
         await self.engine.leave(connection_id)
         await self._lists.remove(connection_id)
 
+    async def drain(self, node: str | None = None, timeout: float | None = None) -> DrainStatus:
+        """See `Operations`: begin to empty this node; `farewell` of it is the gateway's."""
+        self._check_name(node)
+        self._drain.begin(self.engine.node.options.drain_timeout if timeout is None else timeout)
+        return self.drain_status()
+
+    def drain_status(self) -> DrainStatus:
+        """How far this node's drain is."""
+        drain = self._drain
+        state = "idle" if drain.deadline is None else "drained" if drain.done else "draining"
+        return DrainStatus(self.engine.node.options.name, state, drain.remaining, drain.deadline)
+
+    def on_drained(self, farewell: Callable[[], Awaitable[None]]) -> None:
+        """What to do with the clients of this node once it owns nothing."""
+        self._drain.farewell = farewell
+
+    async def drained(self) -> None:
+        """Drain within `drain_timeout`, and return when that is done."""
+        await self._drain.run(self.engine.node.options.drain_timeout)
+
+    def _check_name(self, node: str | None) -> None:
+        if node not in (None, self.engine.node.options.name, self.engine.node.incarnation):
+            raise NotFound(f"no node {node}", code="node_not_found")
+
     async def move(self, conversation_id: str, node: str, *, cut: bool = False) -> MoveResult:
         """See `ConversationManager`. There is one node."""
-        if node not in (self.engine.node.options.name, self.engine.node.incarnation):
-            raise NotFound(f"no node {node}", code="node_not_found")
+        self._check_name(node)
         await self.describe(conversation_id)
         return "there"
 

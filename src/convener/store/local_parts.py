@@ -349,19 +349,19 @@ class LocalSlots(_Part):
         return await self.run(lambda t: t.waiting(user))
 
 
-def renew(t: Tables, incarnation: str, info: str | None) -> RenewReply:
-    """RENEW, as a step."""
-    reply, state = membership.renew(t.membership(), incarnation, info, t.now)
-    t.set_membership(state)
-    return reply
-
-
 def _put_membership(t: Tables, state: Membership) -> None:
     """Write the membership; a new version is announced."""
     changed = state.version != t.membership().version
     t.set_membership(state)
     if changed:
         t.publish(channel_name("sync"), f'{{"t":"members","ver":{state.version}}}')
+
+
+def renew(t: Tables, incarnation: str, info: str | None) -> RenewReply:
+    """RENEW, as a step."""
+    reply, state = membership.renew(t.membership(), incarnation, info, t.now)
+    _put_membership(t, state)
+    return reply
 
 
 class LocalMembership(_Part):

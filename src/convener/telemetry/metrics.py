@@ -112,6 +112,9 @@ class Metrics:
             "Time from a node's burial to the claim of one of its conversations.",
             _TAKEOVER_BUCKETS,
         )
+        self.drain_remaining = self._gauge(
+            "drain_remaining_conversations", "Conversations that a node that leaves still has."
+        )
         self.handoff_gap = self._histogram(
             "handoff_gap_seconds",
             "Time in which nobody acted while a conversation was handed over.",

@@ -46,7 +46,8 @@ class HeartbeatLink:
     def renew(self, incarnation: str, info: str | None = None) -> RenewReply:
         """RENEW, one round trip."""
         script, keys = SCRIPTS["renew"], self._keys.membership
-        arguments = (len(keys), *keys, incarnation, "0" if info is None else "1", info or "")
+        news = ("0", "") if info is None else ("1", info)
+        arguments = (len(keys), *keys, incarnation, *news, self._keys.sync)
         try:
             if self._commands is None:
                 self._commands = self._connect()

@@ -26,7 +26,12 @@ class RedisMembership(Part):
     async def renew(self, incarnation: str, info: str | None = None) -> RenewReply:
         """RENEW."""
         reply = await self.topology.call(
-            SCRIPTS["renew"], self.keys.membership, incarnation, "0" if info is None else "1", info or ""
+            SCRIPTS["renew"],
+            self.keys.membership,
+            incarnation,
+            "0" if info is None else "1",
+            info or "",
+            self.keys.sync,
         )
         return replies.renew_reply(reply)
 

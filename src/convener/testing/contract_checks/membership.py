@@ -29,7 +29,8 @@ async def check_join_and_renew(h: Harness) -> None:
     assert state.version == before + 1
     assert not await b.is_buried("a~1")
     renewed = await a.renew("a~1", '{"load":1}')
-    assert (renewed.outcome, renewed.version) == ("OK", before + 1)
+    assert (renewed.outcome, renewed.version) == ("OK", before + 2), "what it says anew of itself is told"
+    assert (await a.renew("a~1", '{"load":1}')).version == before + 2
     assert (await b.membership()).members["a~1"].info == '{"load":1}'
     await a.renew("a~1")
     after = await b.membership()
@@ -58,7 +59,7 @@ async def check_the_buried_stay_buried(h: Harness) -> None:
 
 
 async def check_changes_are_announced(h: Harness) -> None:
-    """On the `sync` channel, with the version; renewals are not."""
+    """On the `sync` channel, with the version; renewals are not, unless the node says something new of itself."""
     a, b = await h.connect(), await h.connect()
     heard: list[int] = []
 
@@ -69,7 +70,9 @@ async def check_changes_are_announced(h: Harness) -> None:
 
     await b.subscribe(b.channel("sync"), handler, lambda: None)
     await a.join("a~1", LONG)
-    await a.renew("a~1", "{}")
+    await a.renew("a~1")
+    await a.renew("a~1", '{"state":"draining"}')
+    await a.renew("a~1", '{"state":"draining"}')
     await a.join("b~1", LONG)
     await a.leave("b~1")
     version = (await a.membership()).version
@@ -77,8 +80,8 @@ async def check_changes_are_announced(h: Harness) -> None:
     async def last() -> Sequence[int]:
         return heard
 
-    await until(last, lambda versions: len(versions) >= 3, "three changes were heard")
-    assert heard == [version - 2, version - 1, version]
+    await until(last, lambda versions: len(versions) >= 4, "four changes were heard")
+    assert heard == [version - 3, version - 2, version - 1, version]
 
 
 async def check_reap_buries_lapsed_leases(h: Harness) -> None:
