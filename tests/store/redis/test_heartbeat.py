@@ -36,12 +36,12 @@ async def test_renewals(server: Server, store: RedisStore) -> None:
         before = (await store.membership()).members["n~1"]
         assert await asyncio.to_thread(link.renew, "n~1") == RenewReply("OK", 1)
         server.ask("SCRIPT", "FLUSH")
-        assert await asyncio.to_thread(link.renew, "n~1", '{"a":2}') == RenewReply("OK", 1)
+        assert await asyncio.to_thread(link.renew, "n~1", '{"a":2}') == RenewReply("OK", 2)
         after = (await store.membership()).members["n~1"]
         assert (after.info, after.ttl, after.renew) == ('{"a":2}', 10_000, 500)
         assert after.deadline >= before.deadline
         await store.leave("n~1")
-        assert await asyncio.to_thread(link.renew, "n~1") == RenewReply("DEAD", 2)
+        assert await asyncio.to_thread(link.renew, "n~1") == RenewReply("DEAD", 3)
 
 
 async def test_the_live_channel_spares_a_late_node(server: Server, store: RedisStore) -> None:
