@@ -7,90 +7,33 @@ the time of a burial), so even epochs and timestamps are compared to the millise
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from convener.core import conversation
+from convener.core import conversation, intents
 from convener.core.cursor import Cursor
 from convener.core.model import (
-    AddInbox,
-    AddLog,
     AppendReply,
     AppendRequest,
     ClaimRequest,
-    Conversation,
-    DropInbox,
-    Erase,
-    InboxEntry,
-    LogEntry,
     Meta,
     NewMessage,
-    Publish,
-    SetMeta,
-    SetState,
-    TrimInbox,
-    TrimSeen,
 )
 from convener.store.redis import RedisStore
+from tests.store.redis.model import Model
 from tests.support.waiting import wait_until
 
 NODES = ("a~1", "b~2")
 NONCES = ("p", "q")
 IDS = ("m1", "m2", "m3", "m4")
+ASKS = ("t1.1", "t1.2", "t12.1", "t7")
+# One of them is an id of a message, too.
+ALARMS = ("m4", "alarm/1", "alarm/2")
 TEXTS = ('{"x":1}', '"é 😀"', '"a/b\\\\"', "[" + "1," * 5000 + "1]")
 
 # -- one conversation ----------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Model:
-    """A conversation as the core's effects leave it."""
-
-    meta: Meta | None = None
-    log: list[LogEntry] = field(default_factory=list[LogEntry])
-    inbox: list[InboxEntry] = field(default_factory=list[InboxEntry])
-    seen: dict[str, int] = field(default_factory=dict[str, int])
-    state: bytes | None = None
-    said: list[str] = field(default_factory=list[str])
-
-    def view(self, message_id: str = "") -> Conversation:
-        tip = (self.log[-1].epoch, self.log[-1].seq) if self.log else (0, 0)
-        last = max([0, *self.seen.values(), *(e.position for e in self.inbox)])
-        return Conversation(self.meta, tip, tuple(self.inbox), self.seen.get(message_id), last)
-
-    def apply(self, result: tuple[Any, Sequence[Any]]) -> Any:
-        reply, effects = result
-        for effect in effects:
-            match effect:
-                case SetMeta(meta):
-                    self.meta = meta
-                case AddLog(entries):
-                    self.log += entries
-                case AddInbox(entry):
-                    self.inbox.append(entry)
-                    if entry.kind == "message":
-                        self.seen[entry.message_id] = entry.position
-                case DropInbox(position, message_id):
-                    self.inbox = [e for e in self.inbox if e.position != position]
-                    self.seen.pop(message_id)
-                case TrimInbox(position):
-                    self.inbox = [e for e in self.inbox if e.position > position]
-                case TrimSeen(position):
-                    self.seen = {k: p for k, p in self.seen.items() if not 0 < p <= position}
-                case SetState(state):
-                    self.state = state
-                case Erase():
-                    self.meta, self.state = None, None
-                    self.log, self.inbox, self.seen = [], [], {}
-                case Publish(message):
-                    self.said.append(message)
-                case _:
-                    raise AssertionError(effect)
-        return reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +54,18 @@ class Op:
     expects: int = 0
     reason: str = "start"
     stopped: bool = False
+    parked: bool = False
+    asks: int = 0
+    ends: bool = False
+    begins: bool = False
+    which: int = 0
 
 
 MOSTLY_RIGHT = st.sampled_from([0, 0, 0, 0, 0, -1, 1])
 STEPS = (
     "create", "send", "send", "send", "unsend", "claim", "claim", "resolve", "append", "append", "append", "release",
-    "disown", "stop", "resume", "set_metadata", "erase", "lose",
+    "disown", "stop", "resume", "set_metadata", "erase", "lose", "age", "interrupt", "answer", "answer", "pieces",
+    "set_alarm", "set_alarm", "fire",
 )  # fmt: skip
 OPS = st.builds(
     Op,
@@ -134,6 +83,11 @@ OPS = st.builds(
     expects=st.sampled_from([0, 0, 0, 1, 2]),
     reason=st.sampled_from(["start", "wake", "takeover", "takeover", "handoff", "restart"]),
     stopped=st.booleans(),
+    parked=st.integers(0, 5).map(lambda n: n == 0),
+    asks=st.sampled_from([0, 0, 0, 1, 2]),
+    ends=st.integers(0, 3).map(lambda n: n == 0),
+    begins=st.booleans(),
+    which=st.integers(0, 2),
 )
 
 
@@ -173,10 +127,44 @@ class Pair:
         assert made == self.model.apply(expected)
 
     async def _send(self, op: Op) -> None:
-        message = NewMessage(IDS[op.id], f"u{op.node}", TEXTS[op.text])
+        kind = "interrupting" if op.begins else "message"
+        message = NewMessage(IDS[op.id], f"u{op.node}", TEXTS[op.text], kind)
         reply = await self.store.send(self.cid, message, max_pending=3, reject_busy=op.flag)
         expected = conversation.send(self.model.view(IDS[op.id]), message, 3, op.flag, await self.now())
         assert reply == self.model.apply(expected)
+
+    async def _interrupt(self, op: Op) -> None:
+        turn = ("", f"t{self.meta().done + 1 + op.off_seq}", "x")[op.which]
+        reply = await self.store.interrupt(self.cid, turn)
+        assert reply == self.model.apply(intents.interrupt(self.model.view(), turn, await self.now()))
+
+    async def _answer(self, op: Op) -> None:
+        ask_id = ASKS[op.text]
+        ids = (*IDS[:2], *(f"r{len(self.model.seen)}" for _ in range(2)))
+        data = (f'{{"ask_id":"{ask_id}","data":{TEXTS[op.text]}}}', f'{{"ask_id":"{ask_id}","expired":true}}', "1.50")
+        message = NewMessage(ids[op.id], f"u{op.node}", data[op.which], "answer")
+        reply = await self.store.answer(self.cid, ask_id, message)
+        expected = intents.answer(self.model.view(ids[op.id]), ask_id, message, await self.now())
+        assert reply == self.model.apply(expected)
+
+    async def _pieces(self, op: Op) -> None:
+        meta = self.meta()
+        owner = NODES[op.node] if op.expects == 2 else meta.owner
+        arguments = owner, max(0, meta.epoch + op.off_epoch), meta.done + op.forward
+        texts = tuple(TEXTS[(op.text + i) % 4] for i in range(op.events))
+        reply = await self.store.add_pieces(self.cid, *arguments, texts)
+        assert reply == self.model.apply(intents.pieces(self.model.view(), *arguments, texts))
+
+    async def _set_alarm(self, op: Op) -> None:
+        alarm_id = ALARMS[op.which]
+        reply = await self.store.set_alarm(self.cid, alarm_id, TEXTS[op.text])
+        expected = intents.set_alarm(self.model.view(alarm_id), alarm_id, TEXTS[op.text])
+        assert reply == self.model.apply(expected)
+
+    async def _fire(self, op: Op) -> None:
+        alarm_id = ALARMS[op.which]
+        reply = await self.store.fire(self.cid, alarm_id, max_pending=3)
+        assert reply == self.model.apply(intents.fire(self.model.view(alarm_id), alarm_id, 3, await self.now()))
 
     async def _unsend(self, op: Op) -> None:
         position = self.model.seen.get(IDS[op.id], 1) + op.off_seq
@@ -221,7 +209,11 @@ class Pair:
             op.done,
             tuple(f'{{"kind":"{kinds[i]}","data":{TEXTS[(op.text + i) % 4]}}}' for i in range(op.events)),
             TEXTS[op.text].encode() + b"\0\xff" if op.flag else None,
-            "stopped" if op.stopped else "",
+            "stopped" if op.stopped else ("", "failed", "held")[op.parked + op.begins * op.parked],
+            halted=op.which + op.done,
+            asks=tuple((ASKS[(op.id + i) % 4], TEXTS[i]) for i in range(op.asks)),
+            ends_turn=op.ends,
+            begins_turn=op.begins,
         )
         reply = await self.store.append(self.cid, request)
         assert reply == self.model.apply(conversation.append(self.model.view(), request, await self.now()))
@@ -269,6 +261,12 @@ class Pair:
             self.model.meta = None
             self.lost = True
 
+    async def _age(self, _: Op) -> None:
+        """A head that was written before there were questions and interrupts to keep: it has no such fields."""
+        if self.model.meta is not None and not self.model.meta.asks and not self.model.meta.halted:
+            key = self.store.keys.meta(self.cid)
+            await self.store.topology.execute(key, "HDEL", key, "asks", "halted")
+
     async def compare(self, op: Op) -> None:
         model, store, keys = self.model, self.store, self.store.keys
         assert await store.head(self.cid) == model.meta, op
@@ -283,6 +281,9 @@ class Pair:
             assert page is None
             assert found is None
         assert await store.state(self.cid) == model.state, op
+        assert await store.asks(self.cid) == model.asks, op
+        assert list(await store.pieces(self.cid)) == model.pieces, op
+        assert await store.alarms(self.cid) == model.alarms, op
         flat = await store.topology.execute("", "ZRANGE", keys.seen(self.cid), 0, -1, "WITHSCORES")
         seen = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
         assert seen == model.seen, op
@@ -318,6 +319,57 @@ SENDS = [Op("send", id=i) for i in range(3)]
 @example(ops=[Op("create"), *SENDS, CLAIM, STOP, STOP, Op("append", forward=1), Op("stop", flag=True), STOP])
 # It must not close over a message that it has not taken in.
 @example(ops=[Op("create"), SENDS[0], CLAIM, STOP, Op("append", forward=1, stopped=True), Op("release")])
+# Answers, with and without an owner; the last one goes with the stop into the log.
+@example(
+    ops=[
+        *(Op("create"), SENDS[0], CLAIM, Op("append", forward=1, asks=2), Op("answer"), Op("answer")),
+        *(Op("append", forward=1), Op("release", off_seq=0), Op("answer", text=1, id=2), Op("answer", text=1, id=3)),
+        *(STOP, Op("resume"), Op("answer", text=1, id=3)),
+    ]
+)
+@example(
+    ops=[Op("create"), SENDS[0], CLAIM, Op("append", forward=1, asks=1), Op("disown", flag=True), Op("lose"), CLAIM]
+)
+# A head without the new fields takes a batch, waits, and is interrupted.
+@example(ops=[Op("create"), SENDS[0], CLAIM, Op("age"), Op("append", forward=1, which=1), Op("age"), Op("release")])
+@example(ops=[Op("create"), SENDS[0], CLAIM, Op("age"), Op("append", forward=1, asks=1), Op("release"), Op("resume")])
+# An alarm goes off, is set again, and has the id of a message.
+@example(
+    ops=[
+        *(Op("create"), Op("set_alarm", which=1), Op("fire", which=1), Op("set_alarm", which=1), Op("fire", which=1)),
+        *(Op("set_alarm"), Op("send", id=3), Op("fire"), Op("set_alarm", which=2), STOP, Op("fire", which=2)),
+    ]
+)
+# Whatever form an unread answer has, a stop logs it.
+@example(
+    ops=[
+        *(Op("create"), SENDS[0], CLAIM, Op("append", forward=1, asks=2), Op("append", asks=2, id=2)),
+        *(Op("answer", id=2), Op("answer", text=1, id=2, which=1), Op("answer", text=2, id=2, which=2)),
+        *(Op("answer", text=3, id=2), Op("stop", flag=True)),
+    ]
+)
+# Questions end with their turn, and with the conversation.
+@example(ops=[Op("create"), SENDS[0], CLAIM, Op("append", forward=1, asks=2), Op("append", ends=True), Op("answer")])
+@example(ops=[Op("create"), SENDS[0], CLAIM, Op("append", asks=2), STOP, Op("append", flag=True, stopped=True)])
+# A takeover while a person is waited for, and afterwards; the count begins anew.
+@example(
+    ops=[
+        *(Op("create"), SENDS[0], CLAIM, Op("append", forward=1, asks=1), Op("claim", node=1, reason="takeover")),
+        *(Op("answer", id=2), Op("claim", reason="takeover"), Op("append", parked=True), Op("resume")),
+    ]
+)
+# A stop comes before giving up.
+@example(ops=[Op("create"), SENDS[0], CLAIM, Op("append", forward=1), STOP, Op("append", parked=True)])
+# What cannot be taken back.
+@example(ops=[Op("create"), Op("set_alarm"), Op("fire"), Op("unsend", id=3), Op("send", id=1), Op("unsend", id=1)])
+# Parked with everything open, resumed, and parked again.
+@example(
+    ops=[
+        *(Op("create"), *SENDS, CLAIM, Op("pieces", forward=1), Op("append", forward=1, asks=1, parked=True)),
+        *(Op("send"), Op("answer", id=2), Op("fire"), Op("interrupt"), CLAIM, Op("resume"), Op("claim", node=1)),
+        *(Op("append", forward=2, parked=True, begins=True), STOP, Op("erase")),
+    ]
+)
 # Cursor and done never go back.
 @example(ops=[Op("create"), *SENDS, CLAIM, Op("append", forward=2, done=2), Op("append", forward=-1), SENDS[0]])
 async def test_one_conversation(store: RedisStore, ops: list[Op]) -> None:
