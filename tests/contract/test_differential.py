@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from convener.core.admission import Slot
 from convener.core.cursor import Cursor
 from convener.core.directory import Record
-from convener.core.model import AppendRequest, ClaimRequest, Meta, NewMessage
+from convener.core.model import MESSAGES, REMEMBERED, AppendRequest, ClaimRequest, InboxEntry, Meta, NewMessage
 from convener.core.view import Place
-from convener.core.wire import event, input_event
+from convener.core.wire import answer_event, event, input_event
 from convener.store.base import Store
+from convener.store.tables import timer_shard
 from convener.testing.contract_checks.tools import until
 from convener.testing.leaks import Touched, delete_everything
 from tests.contract.conftest import KINDS
@@ -35,6 +36,8 @@ from tests.support.servers import FLAVOURS, Server, binary
 pytestmark = pytest.mark.anyio
 
 NODES = ("a~1", "b~1")
+ALARMS = ("alarm/1", "alarm/2", "m5")
+"""The last one is an id of a message as well."""
 TIMES = {"ts", "created", "updated", "since", "strike_at", "deadline", "pulse", "grace"}
 EPOCHS = {"epoch", "floor"}
 FIRST_TIME = 10**11
@@ -59,7 +62,8 @@ NAMES = (
     *("create", "send", "send", "send", "unsend", "claim", "claim", "claim", "resolve", "take_in", "take_in", "end"),
     *("append", "append", "release", "release", "disown", "stop", "finish", "resume", "patch", "erase", "read"),
     *("reserve", "reserve", "unreserve", "enqueue", "dequeue", "put_record", "drop_record", "flush"),
-    *("index", "unindex"),
+    *("index", "unindex", "interrupt", "ask", "ask", "answer", "answer", "begin", "pieces", "pieces", "park", "resume"),
+    *("set_alarm", "set_alarm", "fire", "drop_alarm", "set_timer", "set_timer", "clear_timer"),
 )
 steps = st.builds(
     Step,
@@ -156,6 +160,10 @@ class Subject:
             "inbox": await s.inbox(cid),
             "seen": dict(await s.all_seen(cid)),
             "state": await s.state(cid),
+            "asks": dict(await s.asks(cid)),
+            "pieces": list(await s.pieces(cid)),
+            "alarms": dict(await s.alarms(cid)),
+            "timers": [timer for timer in await s.due_timers(timer_shard(cid), 10_000) if timer[0] == cid],
             "slots": dict(await s.slots(user)),
             "waiting": list(await s.waiting(user)),
             "nodes": [await self.node(name) for name in NODES],
@@ -177,12 +185,13 @@ async def create(u: Subject, s: Step, m: Meta) -> Any:
 
 
 async def send(u: Subject, s: Step, m: Meta) -> Any:
-    message = NewMessage(f"m{s.message}", u.user, f'{{"text":"é {s.count}"}}')
+    kind = "interrupting" if s.nonce == 2 else "message"
+    message = NewMessage(f"m{s.message}", u.user, f'{{"text":"é {s.count}"}}', kind)
     return await u.store.send(u.cid, message, max_pending=3, reject_busy=s.flag and s.count == 0)
 
 
 async def unsend(u: Subject, s: Step, m: Meta) -> Any:
-    name = f"m{s.message}"
+    name = (f"m{s.message}", f"r{s.message}", ALARMS[0])[s.nonce]
     (position,) = await u.store.seen(u.cid, [name])
     return await u.store.unsend(u.cid, name, (position or 1) + s.off)
 
@@ -208,15 +217,75 @@ def batch(u: Subject, s: Step, m: Meta, events: list[str], **changes: Any) -> Ap
 
 async def take_in(u: Subject, s: Step, m: Meta) -> Any:
     read = await u.store.inbox(u.cid)
-    unread = [e for e in read[1] if e.kind == "message"][: s.count] if read else []
+    unread = [e for e in read[1] if e.kind != "stop"][: s.count] if read else []
     cursor = unread[-1].position if unread else m.cursor
-    return await u.store.append(u.cid, batch(u, s, m, [input_event(e) for e in unread], cursor=cursor))
+    return await u.store.append(u.cid, batch(u, s, m, logged(unread), cursor=cursor, halted=s.nonce * s.message))
+
+
+def logged(entries: Sequence[InboxEntry]) -> list[str]:
+    """Events of those entries that enter the log."""
+    return [input_event(e) if e.kind in MESSAGES else answer_event(e) for e in entries if e.kind in REMEMBERED]
 
 
 async def end(u: Subject, s: Step, m: Meta) -> Any:
     done = min(m.done + 1, m.cursor)
     ended = event("turn_done", f"t{done}", 1, f'{{"settles":[{done}]}}')
-    return await u.store.append(u.cid, batch(u, s, m, [ended], done=done, state=b"state %d" % s.count))
+    changes = {"done": done, "state": b"state %d" % s.count, "ends_turn": True, "asks": asks(s, m)[: s.flag]}
+    return await u.store.append(u.cid, batch(u, s, m, [ended], **changes))
+
+
+def asks(s: Step, m: Meta) -> tuple[tuple[str, str], ...]:
+    return tuple((f"t{m.done + 1}.{(s.message + i) % 3}", f'{{"é":{i}}}') for i in range(s.count))
+
+
+async def ask(u: Subject, s: Step, m: Meta) -> Any:
+    return await u.store.append(u.cid, batch(u, s, m, [event("ask", "t1", 1, "{}")], asks=asks(s, m)))
+
+
+async def answer(u: Subject, s: Step, m: Meta) -> Any:
+    ask_id = f"t{m.done + 1 - s.back}.{s.message % 3}"
+    data = (f'{{"ask_id":"{ask_id}","data":{{"é":1.50}}}}', f'{{"ask_id":"{ask_id}","expired":true}}', '"plain"')
+    message = NewMessage(f"r{s.message}{s.count}", u.user, data[s.nonce], "answer")
+    return await u.store.answer(u.cid, ask_id, message)
+
+
+async def interrupt(u: Subject, s: Step, m: Meta) -> Any:
+    return await u.store.interrupt(u.cid, f"t{m.done + 1 + s.off}" if s.flag else "")
+
+
+async def begin(u: Subject, s: Step, m: Meta) -> Any:
+    return await u.store.append(u.cid, batch(u, s, m, [], begins_turn=True))
+
+
+async def pieces(u: Subject, s: Step, m: Meta) -> Any:
+    texts = [json.dumps("é" * 2_500 * i, ensure_ascii=False) for i in range(s.count)]
+    owner = m.owner if s.off < 1 or s.flag else NODES[s.node]
+    return await u.store.add_pieces(u.cid, owner, u.epoch(s.back), m.done + 1 + min(s.off, 0), texts)
+
+
+async def park(u: Subject, s: Step, m: Meta) -> Any:
+    changes = {"closing": "failed" if s.flag else "held", "ends_turn": s.count == 0}
+    return await u.store.append(u.cid, batch(u, s, m, [event("x", "", 1, "1")], **changes))
+
+
+async def set_alarm(u: Subject, s: Step, m: Meta) -> Any:
+    return await u.store.set_alarm(u.cid, ALARMS[s.nonce], f'{{"é":{s.count}}}')
+
+
+async def fire(u: Subject, s: Step, m: Meta) -> Any:
+    return await u.store.fire(u.cid, ALARMS[s.nonce], max_pending=3)
+
+
+async def drop_alarm(u: Subject, s: Step, m: Meta) -> Any:
+    return await u.store.drop_alarm(u.cid, ALARMS[s.nonce])
+
+
+async def set_timer(u: Subject, s: Step, m: Meta) -> Any:
+    return await u.store.set_timer(u.cid, f"timer/{s.message}", 10**15 if s.flag and s.count == 3 else s.count)
+
+
+async def clear_timer(u: Subject, s: Step, m: Meta) -> Any:
+    return await u.store.clear_timer(u.cid, f"timer/{s.message}")
 
 
 async def append(u: Subject, s: Step, m: Meta) -> Any:
@@ -241,8 +310,7 @@ async def stop(u: Subject, s: Step, m: Meta) -> Any:
 async def finish(u: Subject, s: Step, m: Meta) -> Any:
     """What an owner does that finds a stop in its inbox."""
     read = await u.store.inbox(u.cid)
-    inputs = [input_event(e) for e in read[1] if e.kind == "message"] if read else []
-    events = [*inputs, event("stopped", "", 1, '{"reason":"x"}')]
+    events = [*logged(read[1] if read else ()), event("stopped", "", 1, '{"reason":"x"}')]
     return await u.store.append(u.cid, batch(u, s, m, events, cursor=m.position + min(s.off, 0), closing="stopped"))
 
 
@@ -313,6 +381,7 @@ STEPS: dict[str, Callable[[Subject, Step, Meta], Any]] = {
     for function in (
         *(create, send, unsend, claim, resolve, take_in, end, append, release, disown, stop, finish, resume, patch),
         *(erase, read, reserve, unreserve, enqueue, dequeue, put_record, drop_record, flush, index, unindex),
+        *(interrupt, ask, answer, begin, pieces, park, set_alarm, fire, drop_alarm, set_timer, clear_timer),
     )
 }
 
@@ -359,5 +428,6 @@ async def test_all_stores_agree(stores: dict[str, Store], plan: list[Step]) -> N
         assert said == heard[0], f"{subject.kind} differs from {first.kind} in what it published"
     for subject in subjects:
         await subject.store.unsubscribe(subject.store.channel("c", subject.cid))
-        touched = Touched({subject.cid}, {subject.user}, set(NODES))
+        timers = {f"timer/{number}" for number in range(6)}
+        touched = Touched({subject.cid}, {subject.user}, set(NODES), timers)
         await delete_everything(subject.store, touched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from convener.core.admission import Slot
-from convener.core.model import NewMessage, ReleaseOutcome, SendReply
+from convener.core.model import AlarmOutcome, AppendReply, AppendRequest, NewMessage, ReleaseOutcome, SendReply
 from convener.store.localbus import Exchange
 from convener.store.memory import MemoryStore, MemoryTables
 from convener.testing import contract
@@ -45,6 +45,44 @@ class Careless(MemoryStore):
         return await super().release(cid, owner, epoch, head.seq if head else seq)
 
 
+class Gullible(MemoryStore):
+    """Leaves a question open that was answered."""
+
+    async def answer(self, cid: str, ask_id: str, message: NewMessage) -> SendReply:
+        reply = await super().answer(cid, ask_id, message)
+        if reply.outcome == "OK":
+            await self.run(lambda t: t.open_ask(cid, ask_id, "{}"))
+        return reply
+
+
+class Hoarding(MemoryStore):
+    """Keeps what was streamed when its turn ends."""
+
+    async def append(self, cid: str, request: AppendRequest) -> AppendReply:
+        kept = await self.pieces(cid)
+        reply = await super().append(cid, request)
+        if request.ends_turn and reply.outcome == "OK":
+            await self.run(lambda t: t.add_pieces(cid, kept))
+        return reply
+
+
+class Ringing(MemoryStore):
+    """Sets an alarm that has fired."""
+
+    async def set_alarm(self, cid: str, alarm_id: str, data: str) -> AlarmOutcome:
+        outcome = await super().set_alarm(cid, alarm_id, data)
+        if outcome == "DUP":
+            await self.run(lambda t: t.add_alarm(cid, alarm_id, data))
+        return "OK" if outcome == "DUP" else outcome
+
+
+class Untidy(MemoryStore):
+    """Tells what is due in any order."""
+
+    async def due_timers(self, shard: int, limit: int) -> Sequence[tuple[str, str, int]]:
+        return list(reversed(await super().due_timers(shard, limit)))
+
+
 class Hasty(MemoryStore):
     """Calls handlers from inside the call that publishes."""
 
@@ -76,6 +114,11 @@ def over(kind: type[MemoryStore]) -> AbstractAsyncContextManager[Harness]:
         (Generous, "the_limit_is_exact"),
         (Generous, "reserve"),
         (Careless, "release"),
+        (Gullible, "of_many_answers_one_counts"),
+        (Gullible, "an_answer_closes_its_question"),
+        (Hoarding, "pieces_end_with_their_attempt"),
+        (Ringing, "a_repeated_turn_sets_no_alarm_twice"),
+        (Untidy, "timers"),
         (Hasty, "handlers_are_called_by_the_loop"),
     ],
 )
@@ -159,4 +202,4 @@ async def test_an_error_of_the_test_is_not_hidden_by_the_leak_check() -> None:
 
 
 def test_every_promise_of_the_store_is_checked() -> None:
-    assert len(contract.CHECKS) == len({contract.name(c) for c in contract.CHECKS}) > 55
+    assert len(contract.CHECKS) == len({contract.name(c) for c in contract.CHECKS}) > 85

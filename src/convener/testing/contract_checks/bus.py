@@ -6,11 +6,24 @@ import asyncio
 import json
 from typing import Any
 
-from convener.core.model import PUBLISH_LIMIT
-from convener.core.wire import event, input_event, publish_inbox, publish_log, publish_status
+from convener.core.model import PUBLISH_LIMIT, NewMessage
+from convener.core.wire import event, input_event, publish_inbox, publish_log, publish_pieces, publish_status
 from convener.store.base import Store
 from convener.store.clock import boottime_ns
-from convener.testing.contract_checks.tools import REPLY, answer, append, claim, head, made, owned, send, take_in, until
+from convener.testing.contract_checks.tools import (
+    REPLY,
+    answer,
+    append,
+    claim,
+    head,
+    made,
+    owned,
+    reply,
+    send,
+    take_in,
+    until,
+    waiting,
+)
 from convener.testing.harness import Harness
 
 
@@ -94,6 +107,35 @@ async def check_everybody_hears_every_step(h: Harness) -> None:
         assert listener.gaps == 0
 
 
+async def check_answers_pieces_and_alarms_are_said(h: Harness) -> None:
+    """Answers and alarms as inbox entries, pieces as pieces (large ones by number), waiting as a status."""
+    a, b = await h.connect(), await h.connect()
+    m = await waiting(a, "t1.1")
+    heard = await listening(b, b.channel("c", "c"))
+    assert await a.add_pieces("c", "a~1", m.epoch, 1, ['{"data":"é"}', "2"]) == "OK"
+    large = json.dumps("é" * (PUBLISH_LIMIT // 2), ensure_ascii=False)
+    assert await a.add_pieces("c", "a~1", m.epoch, 1, ["1", large]) == "OK"
+    assert await a.release("c", "a~1", m.epoch, m.seq) == "OK"
+    await reply(a, "t1.1", "r1")
+    await a.set_alarm("c", "alarm/1", "1")
+    await a.fire("c", "alarm/1", max_pending=9)
+    await claim(a, "b~1", reason="answer")
+    await append(a, cursor=3, closing="held")
+    await a.resume("c")
+    texts = await heard.texts(7)
+    answered, alarmed = ({name: text[name] for name in ("ts", "data")} for text in texts[3:5])
+    assert texts == [
+        json.loads(publish_pieces(m.epoch, ['{"data":"é"}', "2"])),
+        {"t": "piece", "epoch": m.epoch, "n": 2},
+        json.loads(publish_status(m.epoch, "waiting")),
+        {"t": "in", "pos": 2, "id": "r1", "kind": "answer", "user": "u", **answered},
+        {"t": "in", "pos": 3, "id": "alarm/1", "kind": "alarm", "user": "u", **alarmed},
+        texts[5],
+        {"t": "status", "epoch": texts[5]["epoch"], "status": "hibernated"},
+    ]
+    assert (answered["data"], alarmed["data"]) == ({"ask_id": "t1.1", "data": "yes"}, 1)
+
+
 async def check_what_is_refused_is_not_said(h: Harness) -> None:
     """Nor is what says nothing: metadata, state alone, a slot."""
     s = await h.connect()
@@ -111,6 +153,16 @@ async def check_what_is_refused_is_not_said(h: Harness) -> None:
     await s.release("c", "a~1", m.epoch, m.seq)
     await s.resume("c")
     await s.set_metadata("c", "{}")
+    await s.answer("c", "t1.1", NewMessage("r1", "u", "1", "answer"))
+    await s.add_pieces("c", "a~1", m.epoch, 0, ["late"])
+    await s.add_pieces("c", "b~1", m.epoch, 1, ["not the owner's"])
+    await s.add_pieces("c", "a~1", m.epoch, 1, [])
+    await s.set_alarm("c", "alarm/1", "1")
+    await s.fire("c", "alarm/1", max_pending=1)
+    await s.fire("c", "alarm/2", max_pending=9)
+    await s.drop_alarm("c", "alarm/1")
+    await s.set_timer("c", "alarm/1", 1)
+    await append(s, REPLY, closing="stopped")
     assert await flushed(s, channel, listener) == []
 
 
