@@ -124,7 +124,7 @@ async def test_what_was_not_stored_wakes_nobody(stepped: Stepped) -> None:
     stepped.stores[0].lose("send")
     with pytest.raises(ConvenerError):
         await cluster[0].send_event_to_conversation("c", {"text": "x"})
-    await wait_until(lambda: not cluster[0].engine._owed, "it was looked at", limit=5)
+    await wait_until(lambda: not cluster[0].engine.wakes.owed, "it was looked at", limit=5)
     assert cluster[0].engine.runner("c") is None
     assert await position(cluster, "c") == 0
 

@@ -10,7 +10,7 @@ import jsonschema
 from referencing import Registry
 
 from convener.core.ledger import Answer
-from convener.errors import InvalidRequest
+from convener.errors import InvalidRequest, OwnershipLost
 
 Schema = Mapping[str, Any] | bool
 
@@ -66,8 +66,8 @@ class Answers:
             return self._known[ask_id]
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._futures[ask_id] = future
-        self._pause()
         try:
+            self._pause()
             return await future
         finally:
             del self._futures[ask_id]
@@ -79,17 +79,35 @@ class Answers:
         if future is not None and not future.done():
             future.set_result(answer)
 
-    def _pause(self) -> None:
-        if len(self._futures) == 1:
-            limit = self.limit
-            if limit is not None and limit.when() is not None:
-                self._left = (limit.when() or 0.0) - asyncio.get_running_loop().time()
-                limit.reschedule(None)
+    def close(self) -> None:
+        """The turn is over: whoever has not heard by now (a task that the agent has left behind) never will.
+
+        Raised there is `OwnershipLost`.
+        """
+        for future in self._futures.values():
+            if not future.done():
+                future.set_exception(OwnershipLost("the turn is over"))
+
+    def changed(self) -> None:
+        """Whether the turn does nothing but wait may be another matter now: it does something else as well, or no
+        more.
+        """
+        if self._futures:
             self._changed()
 
+    def _pause(self) -> None:
+        limit = self.limit
+        # One that has passed cannot be moved any more.
+        if limit is not None and not limit.expired():
+            when = limit.when()
+            if when is not None:
+                self._left = when - asyncio.get_running_loop().time()
+                limit.reschedule(None)
+        self._changed()
+
     def _go_on(self) -> None:
-        if not self._futures:
-            if self.limit is not None and self._left is not None and not self.limit.expired():
-                self.limit.reschedule(asyncio.get_running_loop().time() + self._left)
-                self._left = None
-            self._changed()
+        limit, left = self.limit, self._left
+        if not self._futures and limit is not None and left is not None and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time() + left)
+            self._left = None
+        self._changed()

@@ -7,15 +7,14 @@ membership, recovery, calls, the listener). What is given back is given back in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 import structlog
 
-from convener.core.conversation import is_settled
 from convener.core.cursor import Cursor
 from convener.core.directory import LoopStatus
-from convener.core.model import ClaimReason, Created, Meta, NewMessage, SendReply
+from convener.core.model import ClaimReason, Created, Meta, NewMessage
 from convener.errors import (
     ConvenerError,
     ConversationBusy,
@@ -26,7 +25,6 @@ from convener.errors import (
     NotFound,
     OwnershipLost,
     OwnerUnavailable,
-    StoreFull,
     StoreUnavailable,
 )
 from convener.ids import new_nonce
@@ -43,13 +41,13 @@ from convener.manager.runner import EndReason, Runner
 from convener.manager.starter import Queued, Started, Starter
 from convener.manager.supervisor import cancel_and_wait
 from convener.manager.views import View, Views
+from convener.manager.wakes import Wakes
 
 log = structlog.get_logger(__name__)
 
 PAUSE_S: Final = 0.25
 STOP_TIMEOUT_S: Final = 10.0
 REASON_BYTES: Final = 4096
-OWED_S: Final = 0.5
 RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped", "failed": "failed", "held": "waiting"}
 
 
@@ -75,10 +73,10 @@ class Engine:
         self.records = Records(node, publish)
         self.runners: dict[str, Runner] = {}
         self.feeds: dict[str, ClientFeed] = {}
-        self._owed: dict[str, None] = {}
         self.admission = Admission(node, self.records, self.hibernate_at)
         self.starter = Starter(node, self.views, self.records, self)
         self.admission.start = self.starter.ensure
+        self.wakes = Wakes(self)
         self.intents = Intents(self)
         self.hibernate_elsewhere: Hibernate | None = None
         self.elsewhere: Elsewhere | None = None
@@ -89,7 +87,7 @@ class Engine:
         keep("records", self.records.run)
         keep("waiting starts", self.admission.run)
         keep("idle conversations", self._hibernate_idle)
-        keep("owed wakes", self._wake_owed)
+        keep("owed wakes", self.wakes.run)
 
     # -- runners -----------------------------------------------------------------------------------------------
 
@@ -261,66 +259,14 @@ class Engine:
         """
         options = self.node.options
         sent = self.node.store.send(cid, message, max_pending=options.max_pending_messages, reject_busy=reject_busy)
-        reply = await self.owing(cid, sent)
+        reply = await self.wakes.owing(cid, sent)
         refuse(cid, reply)
         if reply.outcome == "FULL":
             raise InboxFull(f"{options.max_pending_messages} messages wait for an answer", retry_after=1.0)
         if reply.outcome == "BUSY":
             raise ConversationBusy("a message is being answered", retry_after=1.0)
-        await self.make_answered(cid, message, reply, "wake")
+        await self.wakes.make_answered(cid, message, reply, "wake")
         return SendResult(message.message_id, reply.position, reply.outcome == "DUP" and known)
-
-    async def owing(self, cid: str, put: Awaitable[SendReply]) -> SendReply:
-        """Await a step that puts something into the inbox. If its outcome is unknown it may be stored all the same,
-        and is looked after.
-        """
-        try:
-            return await put
-        except StoreFull:
-            raise
-        except (StoreUnavailable, asyncio.CancelledError):
-            self._owed[cid] = None
-            raise
-
-    async def make_answered(self, cid: str, message: NewMessage, reply: SendReply, reason: ClaimReason) -> None:
-        """Make sure that somebody answers what was put into the inbox. Raises as `ConversationManager` says."""
-        if self.is_answering(cid, reply.owner):
-            return
-        try:
-            await self.starter.ensure(cid, reason)
-        except Queued:
-            return
-        except ConversationStopped:
-            # Stopped between SEND and now: the stop has taken the message into the log and given it up.
-            return
-        except (StoreUnavailable, OwnerUnavailable, OwnershipLost, asyncio.CancelledError):
-            # Not acknowledged, but stored: it must not lie there until somebody happens to come by.
-            self._owed[cid] = None
-            raise
-        except LimitExceeded:
-            # Only who appended it may take it back: a repeated one may have been acknowledged already.
-            if reply.outcome != "OK" or await self.node.store.unsend(cid, message.message_id, reply.position) == "OK":
-                raise
-
-    async def _wake_owed(self) -> None:
-        """Wake what could not be woken when its message was stored: the sender was told to try again, and may not."""
-        while True:
-            await asyncio.sleep(OWED_S)
-            for cid in list(self._owed):
-                try:
-                    await self.wake_if_owed(cid, "wake")
-                except (StoreUnavailable, OwnerUnavailable, OwnershipLost) as error:
-                    if not isinstance(error, Queued):
-                        continue
-                except ConvenerError as error:
-                    log.info("a stored message is not answered now", conversation_id=cid, error=str(error))
-                self._owed.pop(cid, None)
-
-    async def wake_if_owed(self, cid: str, reason: ClaimReason) -> None:
-        """Start a conversation in which something is unanswered and nobody is about to answer. Raises as a start."""
-        meta = await self.node.store.head(cid)
-        if meta is not None and not is_settled(meta) and not self.is_answering(cid, meta.owner):
-            await self.starter.ensure(cid, reason)
 
     def is_answering(self, cid: str, owner: str) -> bool:
         """Whether `owner` will answer: not nobody, not known to be buried, and not a former start of this node."""
@@ -455,11 +401,15 @@ class Engine:
 
     async def erase(self, cid: str) -> None:
         """ERASE after a stop, then out of the lists. Raises `OwnershipLost` if it was resumed meanwhile."""
-        meta = await self.node.store.head(cid)
+        store = self.node.store
+        meta, alarms = await store.head(cid), await store.alarms(cid)
         if meta is None:
             raise NotFound(f"no conversation {cid}")
-        if await self.node.store.erase(cid) != "OK":
+        if await store.erase(cid) != "OK":
             raise OwnershipLost("the conversation is still being stopped; try again", retry_after=1.0)
+        # One that is left over goes when it is due, which may be in years.
+        for alarm_id in alarms:
+            await store.clear_timer(cid, alarm_id)
         await self.node.store.unindex(meta.user, cid)
         self.records.note(meta.user, cid)
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
+from convener.core.conversation import is_settled
 from convener.core.model import InterruptReply, NewMessage, SendReply, Status
-from convener.core.wire import json_text
+from convener.core.wire import json_text, turn_position
 from convener.errors import (
     AskClosed,
+    ConversationStopped,
     InboxFull,
     NotFound,
     OwnerUnavailable,
@@ -25,7 +27,7 @@ from convener.errors import (
 from convener.manager.asking import check_answer
 from convener.manager.base import InterruptResult, Question, ResumeResult, SendResult
 from convener.manager.starter import Queued, closed
-from convener.manager.timers import ASK_TIMER
+from convener.manager.timers import ASK_TIMER, later
 
 if TYPE_CHECKING:
     from convener.manager.engine import Engine
@@ -64,15 +66,13 @@ class Intents:
         view = await views.acquire(cid)
         try:
             before = view.place
-            reply = await self._node.store.interrupt(cid, turn)
+            reply = await self._engine.wakes.owing(cid, self._node.store.interrupt(cid, turn), "interrupt")
             refuse(cid, reply)
             if reply.outcome == "FULL":
                 raise InboxFull("too many requests wait for the conversation's owner", retry_after=1.0)
             if reply.outcome in ("IDLE", "STALE"):
                 return "idle" if reply.outcome == "IDLE" else "stale"
-            if not self._engine.is_answering(cid, reply.owner):
-                with contextlib.suppress(Queued):
-                    await self._engine.starter.ensure(cid, "interrupt")
+            await self._engine.wakes.make_owned(cid, reply.owner, "interrupt")
             ended: str | None = None
 
             def has_ended() -> bool:
@@ -90,7 +90,8 @@ class Intents:
     async def questions(self, cid: str) -> Sequence[Question]:
         """The open questions."""
         found = await self._node.store.asks(cid)
-        return [_question(ask_id, text) for ask_id, text in sorted(found.items())]
+        # In the order in which they were asked: t5.10 comes after t5.9.
+        return [_question(ask_id, found[ask_id]) for ask_id in sorted(found, key=lambda i: (len(i), i))]
 
     async def answer(self, cid: str, ask_id: str, message: NewMessage, data: Any, *, known: bool) -> SendResult:
         """ANSWER, after a look at the question's schema. Raises as `ConversationManager.answer`.
@@ -106,44 +107,77 @@ class Intents:
         refuse(cid, reply)
         if reply.outcome == "FULL":
             raise InboxFull("too many requests wait for the conversation's owner", retry_after=1.0)
-        await self._engine.make_answered(cid, entry, reply, "answer")
+        await self._engine.wakes.make_answered(cid, entry, reply, "answer")
         return SendResult(message.message_id, reply.position, reply.outcome == "DUP" and known)
 
-    async def expire(self, cid: str, ask_id: str) -> bool:
-        """The question's deadline has passed: that is an answer too, and the first one counts. True if that is done."""
+    async def expire(self, cid: str, ask_id: str, at: int) -> int:
+        """A deadline has passed: that is an answer too, and the first one counts.
+
+        Args:
+            at: the deadline. It is entered before the question is asked, perhaps by an attempt that did not get so far:
+                what counts is what the question says.
+
+        Returns:
+            when to come back, in ms since 1970; 0 if there is nothing left to do.
+        """
+        text = (await self._node.store.asks(cid)).get(ask_id)
+        if text is not None:
+            deadline = _question(ask_id, text).deadline
+            if deadline is None or deadline > at:
+                return deadline or 0
         body = json_text({"ask_id": ask_id, "expired": True})
         entry = NewMessage(f"{ASK_TIMER}{ask_id}", "", body, "answer")
         reply = await self._put(cid, ask_id, entry)
-        if reply.outcome in ("FULL", "HELD", "FAILED"):
-            return False
         if reply.outcome in ("OK", "DUP"):
-            await self._engine.make_answered(cid, entry, reply, "answer")
-        return True
+            await self._engine.wakes.make_answered(cid, entry, reply, "answer")
+            return 0
+        if reply.outcome == "ASK_CLOSED" and not await self._may_be_asked(cid, ask_id):
+            return 0
+        return 0 if reply.outcome in ("NOT_FOUND", "CLOSED") else later()
+
+    async def _may_be_asked(self, cid: str, ask_id: str) -> bool:
+        """Whether the turn goes on that asks this, or is about to."""
+        meta = await self._node.store.head(cid)
+        return meta is not None and turn_position(ask_id.rpartition(".")[0]) > meta.done
 
     async def _put(self, cid: str, ask_id: str, entry: NewMessage) -> SendReply:
-        return await self._engine.owing(cid, self._node.store.answer(cid, ask_id, entry))
+        return await self._engine.wakes.owing(cid, self._node.store.answer(cid, ask_id, entry), "answer")
+
+    # -- alarms --------------------------------------------------------------------------------------------------
+
+    async def fire(self, cid: str, alarm_id: str) -> int:
+        """FIRE, then the wake. Returns when to come back, in ms since 1970; 0 if there is nothing left to do."""
+        most = self._node.options.max_pending_messages
+        reply = await self._engine.wakes.owing(cid, self._node.store.fire(cid, alarm_id, max_pending=most), "alarm")
+        if reply.outcome in ("FAILED", "HELD", "FULL"):
+            return later()
+        if reply.outcome == "OK":
+            await self._engine.wakes.make_answered(cid, NewMessage(alarm_id, "", "", "alarm"), reply, "alarm")
+        elif reply.outcome == "DUP":
+            # Whoever fired it may have died before it woke anybody (I11).
+            with contextlib.suppress(Queued, ConversationStopped):
+                await self._engine.wakes.wake_if_owed(cid, "alarm")
+        return 0
 
     # -- resume --------------------------------------------------------------------------------------------------
 
     async def resume(self, cid: str) -> ResumeResult:
         """RESUME; what was accepted before and not answered goes on at once. Raises as `ConversationManager.resume`."""
-        outcome = await self._node.store.resume(cid)
+        outcome = await self._engine.wakes.owing(cid, self._node.store.resume(cid), "resume")
         if outcome == "NOT_FOUND":
             raise NotFound(f"no conversation {cid}")
         if outcome == "BUSY":
             raise OwnerUnavailable("the conversation is still being stopped; try again", retry_after=1.0)
-        if outcome == "RUNNING":
-            return "running"
         view = self._engine.views.get(cid)
-        if view is not None:
+        if view is not None and outcome == "OK":
             view.resumed()
-        meta = await self._node.store.head(cid)
+        meta = await self._engine.wakes.owing(cid, self._node.store.head(cid), "resume")
         if meta is not None:
             self._engine.records.note(meta.user, cid)
-        if meta is not None and meta.position > meta.done:
-            with contextlib.suppress(Queued):
-                await self._engine.starter.ensure(cid, "resume")
-        return "resumed"
+        if meta is not None and not is_settled(meta):
+            # Also if it was resumed before: whoever did that may have died before it woke anybody (I11).
+            await self._engine.wakes.make_owned(cid, meta.owner, "resume")
+        return "running" if outcome == "RUNNING" else "resumed"
 
 
 def _question(ask_id: str, text: str) -> Question:

@@ -111,7 +111,7 @@ class Recovery:
         if meta is not None and meta.owner in self._node.buried:
             if meta.status == "stopping":
                 await self._engine.finish_stop(cid, meta.owner)
-            elif self._has_work(cid, meta):
+            elif self._has_work(meta, record):
                 if not await self._claim(cid, began):
                     return
             elif await store.disown(cid, meta.owner, meta.epoch) != "OK":
@@ -133,10 +133,12 @@ class Recovery:
     def _leads_nowhere(self, cid: str, owner: str) -> bool:
         return bool(owner) and not self._engine.is_answering(cid, owner)
 
-    def _has_work(self, cid: str, meta: Meta) -> bool:
-        view = self._engine.views.get(cid)
+    def _has_work(self, meta: Meta, record: Record) -> bool:
+        view = self._engine.views.get(record.conversation_id)
         keeps = meta.status == "running" and self._node.traits.keeps_running
-        return not is_settled(meta) or keeps or (view is not None and bool(view.feeds))
+        # With a question open the head does not say whether the turn did something else besides; the node did.
+        acted = meta.asks > 0 and record.status == "running"
+        return not is_settled(meta) or keeps or acted or (view is not None and bool(view.feeds))
 
     async def _was_queued(self, cid: str, user: str) -> bool:
         """Whether its start waits in the name of a buried node: nobody tries it any more, and it keeps its place."""

@@ -9,14 +9,14 @@ entered before what it stands for and removed after it has happened: a leftover 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import structlog
 
-from convener.core.model import NewMessage
 from convener.core.placement import rendezvous
 from convener.errors import ConvenerError, InvalidRequest, OwnershipLost, StoreFull, StoreUnavailable
 from convener.manager.clock import wall_ms
@@ -41,6 +41,7 @@ OTHERS_EVERY: Final = 10
 OTHERS_AFTER_MS: Final = 5000
 AT_ONCE: Final = 100
 RETRY_S: Final = 0.2
+SOON_MS: Final = 5_000
 AGAIN_MS: Final = 60_000
 MAX_AHEAD_MS: Final = 100 * 366 * 86_400_000
 
@@ -69,20 +70,28 @@ async def insist(node: NodeContext, step: Callable[[], Awaitable[T]]) -> T:
 
 
 def due_at(when: When) -> int:
-    """A time in ms since 1970. Raises `InvalidRequest` for a time without a zone, or more than a century ahead."""
+    """A time in ms since 1970. Raises `InvalidRequest` for a time without a zone, or more than a century ahead, and
+    for what is no time.
+    """
     now = wall_ms()
     if isinstance(when, datetime.datetime):
         if when.tzinfo is None:
             raise InvalidRequest("when must have a time zone, as in datetime.now(UTC) + timedelta(hours=1)")
         due = int(when.timestamp() * 1000)
     else:
-        seconds = when.total_seconds() if isinstance(when, datetime.timedelta) else float(when)
-        if not math.isfinite(seconds) or abs(seconds) * 1000 > MAX_AHEAD_MS:
-            raise InvalidRequest("when must be a number of seconds from now")
+        seconds = when.total_seconds() if isinstance(when, datetime.timedelta) else when
+        is_number = isinstance(cast("object", seconds), int | float) and not isinstance(seconds, bool)
+        if not is_number or not math.isfinite(seconds) or abs(seconds) * 1000 > MAX_AHEAD_MS:
+            raise InvalidRequest("when must be a time, or how long from now: a timedelta or a number of seconds")
         due = now + int(seconds * 1000)
     if due > now + MAX_AHEAD_MS:
         raise InvalidRequest("when must be at most a hundred years ahead")
     return max(due, 0)
+
+
+def later() -> int:
+    """When to look again at what cannot be done now and is nobody's hurry, in ms since 1970."""
+    return wall_ms() + AGAIN_MS
 
 
 class Timers:
@@ -118,31 +127,18 @@ class Timers:
         for cid, timer_id, at in await self._node.store.due_timers(shard, AT_ONCE):
             # Others look later; a node whose clock is wrong is only early or late with that.
             if mine or now - at > OTHERS_AFTER_MS:
-                await self._happen(cid, timer_id)
+                await self._happen(cid, timer_id, at)
 
-    async def _happen(self, cid: str, timer_id: str) -> None:
+    async def _happen(self, cid: str, timer_id: str, at: int) -> None:
+        store = self._node.store
         try:
             if timer_id.startswith(ASK_TIMER):
-                done = await self._engine.intents.expire(cid, timer_id.removeprefix(ASK_TIMER))
+                again = await self._engine.intents.expire(cid, timer_id.removeprefix(ASK_TIMER), at)
             else:
-                done = await self._fire(cid, timer_id)
-            if done:
-                await self._node.store.clear_timer(cid, timer_id)
-            else:
-                await self._node.store.set_timer(cid, timer_id, wall_ms() + AGAIN_MS)
+                again = await self._engine.intents.fire(cid, timer_id)
+            await (store.set_timer(cid, timer_id, again) if again else store.clear_timer(cid, timer_id))
         except ConvenerError as error:
-            # It stays due.
             log.info("what is due is tried again", conversation_id=cid, timer=timer_id, error=str(error))
-
-    async def _fire(self, cid: str, alarm_id: str) -> bool:
-        """FIRE, then the wake. True if there is nothing left to do, False to come back in a while."""
-        most = self._node.options.max_pending_messages
-        reply = await self._engine.owing(cid, self._node.store.fire(cid, alarm_id, max_pending=most))
-        if reply.outcome in ("FAILED", "HELD", "FULL"):
-            return False
-        if reply.outcome == "OK":
-            await self._engine.make_answered(cid, NewMessage(alarm_id, "", "", "alarm"), reply, "alarm")
-        elif reply.outcome == "DUP":
-            # Whoever fired it may have died before it woke anybody (I11).
-            await self._engine.wake_if_owed(cid, "alarm")
-        return True
+            # Moved, so that it does not stand before what can be done.
+            with contextlib.suppress(ConvenerError):
+                await store.set_timer(cid, timer_id, wall_ms() + SOON_MS)

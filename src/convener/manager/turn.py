@@ -107,6 +107,14 @@ class StepFailed(ConvenerError):
     code = "step_failed"
 
 
+def _check_timeout(timeout: object) -> None:
+    if timeout is None:
+        return
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not (is_number and 0 < cast("float", timeout) <= MAX_TIMEOUT_S):
+        raise InvalidRequest("timeout must be a number of seconds above 0, at most ten years")
+
+
 _step_key: ContextVar[str] = ContextVar("convener_step_key", default="")
 
 
@@ -261,6 +269,7 @@ class Turn(Generic[S]):
         held, self._entries = self._entries, []
         await asyncio.shield(self._record(held).written)
         self._steps += 1
+        self._answers.changed()
         token = _step_key.set(f"{self.fence.conversation_id}/{self.id}/{name}/{number}")
         data: dict[str, Any] = {"name": name, "number": number}
         failure: Exception | None = None
@@ -274,6 +283,7 @@ class Turn(Generic[S]):
         finally:
             self._steps -= 1
             _step_key.reset(token)
+            self._answers.changed()
         text = to_json(data, self._limit, f"the result of step {name}")
         await asyncio.shield(self._record([Entry(STEP, data, text)]).written)
         if failure is not None:
@@ -283,8 +293,8 @@ class Turn(Generic[S]):
     async def _run_step(self, func: Callable[..., Any], args: Sequence[Any], retry: Retry | None) -> Any:
         pauses = (retry or Retry(attempts=1)).pauses()
         while True:
-            if not self._node.lease.valid():
-                raise OwnershipLost("this node is suspended")
+            # Over in a moment, or the turn is cancelled: that is no reason to fail it.
+            await self._node.lease.wait_valid()
             try:
                 if inspect.iscoroutinefunction(func):
                     return await func(*args)
@@ -315,11 +325,11 @@ class Turn(Generic[S]):
 
         Raises:
             AskExpired: nobody has answered in time.
-            InvalidRequest: the schema is not one.
+            InvalidRequest: the prompt, the schema or the timeout is not one.
+            PayloadTooLarge: prompt and schema are above the limit.
         """
         check_schema(schema)
-        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT_S:
-            raise InvalidRequest("timeout must be above 0 and at most ten years of seconds")
+        _check_timeout(timeout)
         asked_for = to_json({"prompt": prompt, "schema": schema}, self._limit, "the question")
         question = msgspec.json.decode(asked_for, type=dict[str, Any])
         asked = self._ledger.question(question["prompt"], question["schema"])
@@ -365,8 +375,9 @@ class Turn(Generic[S]):
         self._go_no_further = True
 
     def close(self) -> None:
-        """The attempt is over: show nothing more of it."""
+        """The attempt is over: show nothing more of it, let nobody wait for an answer to it."""
         self._streamer.close()
+        self._answers.close()
 
     def interrupted(self) -> list[Entry]:
         """The turn was cancelled on purpose: what it has said and not written yet, the pieces as a partial reply."""

@@ -62,6 +62,28 @@ class Pending:
         return wire.turn_id(self.message.position)
 
 
+class Alone:
+    """A lock that may be given back before the end of its block; without one, nothing."""
+
+    def __init__(self, lock: asyncio.Lock | None) -> None:
+        self._lock = lock
+        self._held = False
+
+    async def __aenter__(self) -> None:
+        if self._lock is not None:
+            await self._lock.acquire()
+            self._held = True
+
+    async def __aexit__(self, *error: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Give it back, if it is held."""
+        if self._held and self._lock is not None:
+            self._held = False
+            self._lock.release()
+
+
 class Turns:
     """Starts, runs, ends and cancels turns.
 
@@ -93,6 +115,7 @@ class Turns:
         self._current: Pending | None = None
         self._turn: Turn[Any] | None = None
         self._answers: Answers | None = None
+        self._alone = Alone(None)
         self._struck = 0
         self.halted = 0
         self.answerer: Answerer = node.agent
@@ -159,7 +182,6 @@ class Turns:
         """Add the log events of inbox entries to `update`, in order, and do what they say. Returns the first stop."""
         seq = self._appender.next_seq
         stop: InboxEntry | None = None
-        presses: list[str] = []
         for entry in entries:
             if entry.kind == "stop":
                 stop = stop or entry
@@ -171,7 +193,7 @@ class Turns:
                 log.exception("damaged inbox entry skipped", conversation_id=self._runner.cid, position=entry.position)
                 continue
             if entry.kind == "interrupt":
-                presses.append(str(data))
+                self.press(str(data), entry.position)
             elif entry.kind == "answer":
                 self._take_answer(update, entry, data)
             else:
@@ -180,8 +202,6 @@ class Turns:
                 update.events.append(wire.input_event(entry))
                 message = Input(entry.position, entry.message_id, entry.user, data, entry.ts)
                 self.add(message, seq + len(update.events), "alarm" if entry.kind == "alarm" else "new")
-        for turn in presses:
-            self.press(turn)
         update.halted = self.halted
         return stop
 
@@ -257,48 +277,57 @@ class Turns:
         """Run the turn whose start was submitted."""
         if pending is not None:
             self._current = pending
-            self._task = self._node.supervisor.spawn(f"turn {self._runner.cid}", self._answer(pending, ticket))
+            work = self._answer(pending, pending.attempts, ticket)
+            self._task = self._node.supervisor.spawn(f"turn {self._runner.cid}", work)
+
+    def _is_current(self, pending: Pending, attempt: int) -> bool:
+        """Whether this very attempt is under way. One that was cancelled and goes on all the same is abandoned: it
+        has no say any more, also when its turn was begun again since.
+        """
+        return self._current is pending and pending.attempts == attempt
 
     # -- running ---------------------------------------------------------------------------------------------------
 
-    async def _answer(self, pending: Pending, ticket: Ticket) -> None:
+    async def _answer(self, pending: Pending, attempt: int, ticket: Ticket) -> None:
         """Run one turn; its end is appended in the same step as the start of the next one."""
         try:
             await asyncio.shield(ticket.sent)
         except ConvenerError:
             return
         began = time.monotonic()
-        answers = self._answers = Answers(pending.record.answers, self._ended)
+        answers = Answers(pending.record.answers, self._waits_or_not)
         turn: Turn[Any] = Turn(
             self._node,
             self._runner,
             pending.message,
-            pending.attempts,
+            attempt,
             pending.reason,
             self.state.copy(),
             Ledger(pending.record),
-            self._recorder(pending, ticket),
+            self._recorder(pending, attempt, ticket),
             answers,
         )
-        self._turn = turn
+        self._turn, self._answers = turn, answers
         struck, self._struck = self._struck, 0
+        # From the second strike on, one at a time: if it takes this node down as well, it goes alone.
+        self._alone = Alone(self._node.struck if struck > 1 else None)
         try:
-            if struck > 1:
-                # From the second strike on, one at a time: if it takes this node down as well, it goes alone.
-                async with self._node.struck:
-                    failure = await self._call(turn, answers)
-            else:
-                failure = await self._call(turn, answers)
+            async with self._alone:
+                error, timeout = self.state.error, self._node.options.turn_timeout
+                failure = await call_agent(self.answerer, turn, error, timeout, answers)
         finally:
             turn.close()
-        if self._current is not pending:
-            # Cancelled and went on all the same: abandoned, whatever it has to say.
+        if not self._is_current(pending, attempt):
             return
         self._node.metrics.turn_duration.observe(time.monotonic() - began)
         self._finish(turn, pending, failure)
 
-    async def _call(self, turn: Turn[Any], answers: Answers) -> dict[str, Any] | None:
-        return await call_agent(self.answerer, turn, self.state.error, self._node.options.turn_timeout, answers)
+    def _waits_or_not(self) -> None:
+        """The turn under way begins or ends to wait for a person."""
+        if self.waiting:
+            # It has not taken this node down, and may wait for days.
+            self._alone.leave()
+        self._ended()
 
     def _finish(self, turn: Turn[Any], pending: Pending, failure: dict[str, Any] | None) -> None:
         """Append the end. Nothing awaits here, so nobody cancels between the end of a turn and its record."""
@@ -333,14 +362,14 @@ class Turns:
     def _event(pending: Pending, entry: Entry) -> str:
         return wire.event(entry.kind, pending.turn, wall_ms(), entry.text)
 
-    def _recorder(self, pending: Pending, started: Ticket) -> Recorder:
-        """How a turn writes before its end: entries of this turn, as long as it is the current one.
+    def _recorder(self, pending: Pending, attempt: int, started: Ticket) -> Recorder:
+        """How a turn writes before its end: entries of this turn, as long as this attempt is the current one.
 
         The returned function raises `OwnershipLost` when it is not.
         """
 
         def record(entries: Sequence[Entry], asks: Sequence[tuple[str, str]] = ()) -> Ticket:
-            if self._current is not pending:
+            if not self._is_current(pending, attempt):
                 raise OwnershipLost("the turn was cancelled")
             if not entries:
                 return started
@@ -365,15 +394,20 @@ class Turns:
             task = self._task
             self._task = self._current = None
             await cancel_and_wait(task, TURN_GRACE_S)
+            # What is abandoned now must neither show anything more nor keep others waiting.
+            self._alone.leave()
+            if self._turn is not None:
+                self._turn.close()
         head = self._pending[0] if self._pending else None
         begun = head is not None and self._turn is not None and self._turn.id == head.turn
         return head if begun else None
 
     async def suspend(self) -> None:
         """The lease is not good: end the turn; it is begun again when the lease is (I7)."""
-        current = await self.cancel()
-        if current is not None:
-            current.reason = "retry"
+        current = self._current
+        for begun in (current, await self.cancel()):
+            if begun is not None:
+                begun.reason = "retry"
 
     def interrupted(self, update: Update, pending: Pending, reason: str) -> None:
         """Add the end of a cancelled turn that is not begun again, with what it has said so far."""
@@ -382,10 +416,12 @@ class Turns:
             update.events += [self._event(pending, entry) for entry in turn.interrupted()]
         self._end(update, pending, "turn_interrupted", {"reason": reason})
 
-    def press(self, turn: str) -> None:
-        """Somebody wants the turn at the head to end. A press meant for another turn is stale and does nothing."""
+    def press(self, turn: str, position: int) -> None:
+        """Somebody wants the turn at the head to end. A press meant for another turn is stale and does nothing; so is
+        one that was given, at `position` of the inbox, before the message came that is at the head now.
+        """
         pending = self.head
-        if pending is not None and turn in ("", pending.turn):
+        if pending is not None and turn in ("", pending.turn) and pending.message.position < position:
             self.halt(pending.message.position)
 
     def halt(self, upto: int) -> None:
