@@ -132,6 +132,45 @@ def test_from_standard_input(command: Commands, monkeypatch: pytest.MonkeyPatch,
     assert replies == [{"text": "line one\nline two"}]
 
 
+def test_questions_are_shown_and_answered(command: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cid = new_id()
+    command.text("send", cid, "/ask which colour?", "--create")
+    wait_until_sync(lambda: command.json("show", cid)["status"] == "waiting", f"{cid} waits for an answer")
+    (question,) = command.json("show", cid)["questions"]
+    assert question == {"ask_id": "t1.1", "prompt": "which colour?", "schema": None, "deadline": None}
+    assert re.search(r"^t1\.1 +which colour\?", command.text("show", cid), re.M)
+    assert command.text("answer", cid, "t1.1", "red", "--message-id", "a1") == "accepted at position 2 as a1\n"
+    again = command.text("answer", cid, "t1.1", "red", "--message-id", "a1")
+    assert again == "accepted at position 2 as a1 (again: it was there already)\n"
+    command.text("answer", cid, "t1.1", "green", code=1)
+    assert command.errors.startswith("error: ask_closed: ")
+    command.answered(cid, 1)
+    assert command.json("show", cid)["questions"] == []
+    assert "QUESTION" not in command.text("show", cid)
+
+    file = tmp_path / "answer"
+    file.write_text('{"text": "blue"}\n')
+    command.text("send", cid, "/ask again?")
+    wait_until_sync(lambda: command.json("show", cid)["questions"], "it asks again")
+    with file.open() as lines:
+        monkeypatch.setattr("sys.stdin", lines)
+        assert command.json("answer", cid, "t3.1", "-")["status"] == "accepted"
+    replies = [entry["data"]["text"] for entry in command.answered(cid, 2) if entry["kind"] == "reply"]
+    assert replies == ["red", "blue"]
+
+
+def test_overlap(command: Commands) -> None:
+    cid = new_id()
+    command.text("send", cid, "/sleep 3600", "--create")
+    command.text("send", cid, "no", "--overlap", "reject", code=1)
+    assert command.errors.startswith("error: conversation_busy: ")
+    command.text("send", cid, "later", "--overlap", "enqueue")
+    command.text("send", cid, "now", "--overlap", "interrupt")
+    entries = command.answered(cid, 1)
+    assert [entry["turn"] for entry in entries if entry["kind"] == "turn_interrupted"] == ["t1", "t2"]
+    assert [entry["data"] for entry in entries if entry["kind"] == "reply"] == [{"text": "now"}]
+
+
 def test_tail_from_a_place(command: Commands) -> None:
     cid = new_id()
     command.text("send", cid, "hello", "--create")

@@ -14,15 +14,29 @@ from convener.ids import is_id, new_id
 from convener.version import __version__
 from tests.support.processes import free_port
 
-COMMANDS = sorted(
-    ["audit", "conversations", "delete", "interrupt", "nodes", "resume", "send", "serve", "show", "stop", "tail", "up"]
-)
+COMMANDS = [
+    "answer",
+    "audit",
+    "chat",
+    "conversations",
+    "delete",
+    "interrupt",
+    "nodes",
+    "resume",
+    "send",
+    "serve",
+    "show",
+    "stop",
+    "tail",
+    "up",
+]
 CLIENTS = {
     "nodes": ["nodes"],
     "conversations": ["conversations"],
     "show": ["show", "c1"],
     "tail": ["tail", "c1"],
     "send": ["send", "c1", "hello"],
+    "answer": ["answer", "c1", "t1.1", "yes"],
     "stop": ["stop", "c1"],
     "resume": ["resume", "c1"],
     "delete": ["delete", "c1", "--yes"],
@@ -89,6 +103,12 @@ def test_every_client_command_takes_url_token_and_json(convener: Runner, command
         ["send", "c1", "--data", "{"],
         ["send", "c1", "text", "--user", "alice"],
         ["send", "c1", "text", "--message-id", "a b"],
+        ["send", "c1", "text", "--overlap", "queue"],
+        ["answer", "c1", "t1.1"],
+        ["answer", "c1", "a b", "yes"],
+        ["answer", "c1", "t1.1", "yes", "--message-id", "a b"],
+        ["chat", "a b"],
+        ["chat", "--tail", "-1"],
         ["conversations", "--mine", "--user", "alice"],
         ["audit"],
         ["audit", "c1", "--all"],
@@ -126,6 +146,12 @@ def test_an_unreachable_node_is_one_line(convener: Runner, command: str) -> None
     code, output, errors = convener(*CLIENTS[command], "--url", url)
     assert (code, output) == (1, "")
     assert errors == (f"error: cannot reach a node at {url}: connection refused (is it running? --url names another)\n")
+
+
+def test_a_chat_with_an_unreachable_node_is_one_line(convener: Runner) -> None:
+    code, output, errors = convener("chat", "--url", f"http://127.0.0.1:{free_port()}")
+    assert (code, output, errors.count("\n")) == (1, "", 1)
+    assert errors.startswith("error: cannot reach a node")
 
 
 def test_the_url_comes_from_the_environment(convener: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

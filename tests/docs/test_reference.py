@@ -115,7 +115,15 @@ def test_every_public_name_is_described() -> None:
 
 @pytest.mark.parametrize("kind", [Turn, Conversation])
 def test_every_member_that_an_agent_gets_is_described(kind: type) -> None:
-    members = {name for name in vars(kind) if not name.startswith("_")} - {"finish", "interrupted", "close", "waiting", "at_step", "stop_at_step", "stopped"}
+    members = {name for name in vars(kind) if not name.startswith("_")} - {
+        "finish",
+        "interrupted",
+        "close",
+        "waiting",
+        "at_step",
+        "stop_at_step",
+        "stopped",
+    }
     described = " ".join(code(page("python.md")))
     assert sorted(name for name in members if not re.search(rf"\b{name}\b", described)) == []
 

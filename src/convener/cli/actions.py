@@ -61,7 +61,10 @@ def resume(
     timeout: Timeout = 30,
     json: Json = False,
 ) -> None:
-    """Let a stopped conversation go on.
+    """Let a conversation go on: after a stop, after it was given up (`failed`), or where a turn that a crash has cut
+    off waits to be repeated (`recovery=wait`).
+
+    Prints `resumed`, or `running` if there was nothing to resume.
 
     Example: `convener resume c1`
     """

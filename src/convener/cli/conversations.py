@@ -9,6 +9,7 @@ import typer
 from convener.cli.client import NodeClient
 from convener.cli.options import DEFAULT_URL, Conversation, Json, Timeout, Token, Url, User
 from convener.cli.output import print_fields, print_json, print_table
+from convener.cli.questions import open_questions, print_questions
 
 _COLUMNS = {
     "conversation_id": "CONVERSATION",
@@ -77,13 +78,17 @@ def show(
     timeout: Timeout = 10,
     json: Json = False,
 ) -> None:
-    """Show one conversation: who owns it, its state, how long its log is.
+    """Show one conversation: who owns it, its state, how long its log is, and which questions are open.
 
     Example: `convener show c1`
     """
     with NodeClient(url, token, timeout) as client:
         answer = client.get(f"/api/conversations/{cid}")
+        questions = open_questions(client, cid)
     if json:
-        print_json(answer)
-    else:
-        print_fields(answer)
+        print_json({**answer, "questions": questions})
+        return
+    print_fields(answer)
+    if questions:
+        print()
+        print_questions(questions)

@@ -25,7 +25,8 @@ def _check_id(value: str) -> str:
     return value
 
 
-def _check_optional_id(value: str | None) -> str | None:
+def optional_id(value: str | None) -> str | None:
+    """An id, or nothing. Raises `BadParameter` for anything else."""
     return None if value is None else _check_id(value)
 
 
@@ -50,12 +51,13 @@ Token = Annotated[
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.", metavar="SECONDS")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Conversation = Annotated[str, typer.Argument(help="Id of the conversation.", metavar="CID", callback=_check_id)]
+Question = Annotated[str, typer.Argument(help="Id of the question.", metavar="ASK_ID", callback=_check_id)]
 Conversations = Annotated[
     list[str] | None, typer.Argument(help="Ids of conversations.", metavar="[CID]...", callback=_check_ids)
 ]
 User = Annotated[
     str | None,
-    typer.Option("--user", help="Id of a user.", metavar="USER", callback=_check_optional_id),
+    typer.Option("--user", help="Id of a user.", metavar="USER", callback=optional_id),
 ]
 MessageId = Annotated[
     str | None,
@@ -63,6 +65,6 @@ MessageId = Annotated[
         "--message-id",
         help="Id of the message: sent twice under one id, it is accepted once. Default: a fresh one.",
         metavar="ID",
-        callback=_check_optional_id,
+        callback=optional_id,
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convener.cli import actions, audit, conversations, nodes, send, serve, tail
+from convener.cli import actions, audit, chat, conversations, nodes, questions, send, serve, tail
 from convener.cli import up as up_command
 from convener.version import __version__
 
@@ -70,7 +70,9 @@ app.command("conversations", rich_help_panel=_LOOK)(conversations.conversations)
 app.command("show", rich_help_panel=_LOOK)(conversations.show)
 app.command("tail", rich_help_panel=_LOOK)(tail.tail)
 app.command("audit", rich_help_panel=_LOOK)(audit.audit)
+app.command("chat", rich_help_panel=_ACT)(chat.chat)
 app.command("send", rich_help_panel=_ACT)(send.send)
+app.command("answer", rich_help_panel=_ACT)(questions.answer)
 app.command("interrupt", rich_help_panel=_ACT)(actions.interrupt)
 app.command("stop", rich_help_panel=_ACT)(actions.stop)
 app.command("resume", rich_help_panel=_ACT)(actions.resume)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json as json_module
 import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +32,14 @@ def send(
     ] = None,
     create: Annotated[bool, typer.Option("--create", help="Create the conversation if it is new.")] = False,
     user: User = None,
+    overlap: Annotated[
+        Literal["enqueue", "reject", "interrupt"] | None,
+        typer.Option(
+            "--overlap",
+            help="If a message is being answered: wait, be refused, or end everything before it. Default: as the node "
+            "is set.",
+        ),
+    ] = None,
     message_id: MessageId = None,
     url: Url = DEFAULT_URL,
     token: Token = None,
@@ -43,6 +52,7 @@ def send(
     or a cluster without authentication.
 
     Examples: `convener send c1 "how are you?"`, `convener send c1 hello --create --user alice`,
+    `convener send c1 "stop, do this first" --overlap interrupt`,
     `convener send c1 --data '{"text": "hi", "colour": "red"}'`
     """
     payload = _payload(text, data)
@@ -50,17 +60,24 @@ def send(
         raise typer.BadParameter("--user goes with --create")
     with NodeClient(url, token, timeout) as client:
         if create:
-            _try(client, "/api/conversations", {"conversation_id": cid} | ({"user_id": user} if user else {}))
-        answer = _try(
-            client,
-            f"/api/conversations/{cid}/messages",
-            {"message_id": message_id or new_id(), "data": payload},
-        )
+            post_again(client, "/api/conversations", {"conversation_id": cid} | ({"user_id": user} if user else {}))
+        answer = post_message(client, cid, payload, message_id or new_id(), overlap)
     if json:
         print_json(answer)
     else:
-        again = " (again: it was there already)" if answer["duplicate"] else ""
-        print(f"{answer['status']} at position {answer['position']} as {answer['message_id']}{again}")
+        print_accepted(answer)
+
+
+def post_message(client: NodeClient, cid: str, data: Any, message_id: str, overlap: str | None = None) -> Any:
+    """Send a message; the same id again does nothing twice. Raises as `NodeClient.request`."""
+    body = {"message_id": message_id, "data": data} | ({"overlap": overlap} if overlap else {})
+    return post_again(client, f"/api/conversations/{cid}/messages", body)
+
+
+def print_accepted(answer: Mapping[str, Any]) -> None:
+    """Print what the node says of a message that it has accepted."""
+    again = " (again: it was there already)" if answer["duplicate"] else ""
+    print(f"{answer['status']} at position {answer['position']} as {answer['message_id']}{again}")
 
 
 def _payload(text: str | None, data: str | None) -> Any:
@@ -74,8 +91,8 @@ def _payload(text: str | None, data: str | None) -> Any:
         raise typer.BadParameter(f"--data is no JSON: {error}") from None
 
 
-def _try(client: NodeClient, path: str, body: dict[str, Any]) -> Any:
-    """POST, and again where an attempt may have failed for want of an owner only."""
+def post_again(client: NodeClient, path: str, body: dict[str, Any]) -> Any:
+    """POST, and again where an attempt may have failed for want of an owner only. Raises as `NodeClient.request`."""
     for pause in _PAUSES:
         try:
             return client.request("POST", path, body=body)

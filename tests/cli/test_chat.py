@@ -1,0 +1,247 @@
+"""`convener chat`, from a pipe and at a terminal, against a real node."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from convener.cli import run
+from convener.cli.questions import data_of
+from convener.cli.talk import words
+from convener.ids import new_id
+from tests.support.processes import convener
+from tests.support.waiting import wait_until_sync
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """Address of a node with the demo agent."""
+    directory = tmp_path_factory.mktemp("node")
+    with convener("serve", "--port", "0", "--log-format", "json", directory=directory) as process:
+        yield json.loads(process.wait_for_error('"listening"', 60))["url"]
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+
+
+class Piped:
+    """Runs the command in this process, with lines from a file."""
+
+    def __init__(self, url: str, directory: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch):
+        self._url = url
+        self._file = directory / "lines"
+        self._capsys = capsys
+        self._patch = patch
+        self.errors = ""
+
+    def say(self, lines: str, *arguments: str, code: int = 0) -> list[str]:
+        """What is printed for these lines; the command ends with `code`."""
+        self._file.write_text(lines, encoding="utf-8")
+        with self._file.open(encoding="utf-8") as source:
+            self._patch.setattr("sys.stdin", source)
+            found = run(["chat", *arguments, "--url", self._url])
+        captured = self._capsys.readouterr()
+        self.errors = captured.err
+        assert found == code, captured.err
+        return captured.out.splitlines()
+
+
+@pytest.fixture
+def piped(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Piped:
+    return Piped(url, tmp_path, capsys, monkeypatch)
+
+
+def test_lines_from_a_pipe_are_answered_in_order(piped: Piped) -> None:
+    assert piped.say("hello\n\n/stream one two\nlast") == ["agent: hello", "agent: /stream one two", "agent: last"]
+    assert piped.errors == ""
+
+
+def test_the_next_line_answers_a_question(piped: Piped) -> None:
+    cid = new_id()
+    printed = piped.say('/ask which colour?\nred\n/ask and now?\n{"text": "blue"}\nthank you\n', cid, "--user", "alice")
+    assert printed == [
+        "agent asks: which colour?",
+        "agent: red",
+        "agent asks: and now?",
+        "agent: blue",
+        "agent: thank you",
+    ]
+
+
+def test_a_question_that_was_open_before(piped: Piped) -> None:
+    cid = new_id()
+    assert piped.say("/ask which colour?\n", cid) == ["agent asks: which colour?"]
+    printed = piped.say(":say something else\nred\n", cid, "-n", "0")
+    # What was said waits behind the question.
+    assert printed == ["agent: red", "agent: something else"]
+
+
+def test_a_chat_shows_what_was_said_before(piped: Piped) -> None:
+    cid = new_id()
+    piped.say("first\nsecond\n", cid, "--user", "alice")
+    assert piped.say("third\n", cid) == [
+        "somebody: first",
+        "agent: first",
+        "somebody: second",
+        "agent: second",
+        "agent: third",
+    ]
+    assert piped.say("fourth\n", cid, "--tail", "0") == ["agent: fourth"]
+
+
+def test_failures_are_said_and_do_not_end_it(piped: Piped) -> None:
+    assert piped.say("/crash\nhello\n") == ["agent: hello"]
+    assert piped.errors.startswith("(this failed: ")
+
+
+def test_quit_ends_it_and_interrupt_says_what_became_of_it(piped: Piped) -> None:
+    assert piped.say("hello\n:interrupt\n:quit\nnever said\n") == ["agent: hello"]
+    assert piped.errors == "(idle)\n"
+
+
+def test_a_conversation_that_was_stopped(piped: Piped, url: str) -> None:
+    cid = new_id()
+    piped.say("hello\n", cid)
+    assert run(["stop", cid, "--url", url]) == 0
+    piped.say("more\n", cid, code=1)
+    assert piped.errors.startswith("error: conversation_stopped: ")
+
+
+class Terminal:
+    """The command at a terminal of its own."""
+
+    def __init__(self, url: str, cid: str, directory: Path) -> None:
+        self._master, slave = pty.openpty()
+        command = [sys.executable, "-m", "convener", "chat", cid, "--user", "alice", "--url", url]
+        self.process = subprocess.Popen(
+            command, cwd=directory, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, close_fds=True
+        )
+        os.close(slave)
+        os.set_blocking(self._master, False)
+        self._seen = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        os.close(self._master)
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def look(self) -> str:
+        """Everything that was shown so far, without the codes that steer the terminal."""
+        try:
+            while chunk := os.read(self._master, 65536):
+                self._seen += chunk.decode()
+        except OSError:
+            pass
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._seen).replace("\r", "\n")
+
+    def until(self, text: str, count: int = 1) -> None:
+        try:
+            wait_until_sync(lambda: self.look().count(text) >= count, f"{count} times {text!r} is shown")
+        except AssertionError as error:
+            error.add_note(self.look())
+            raise
+
+    def ended(self) -> int:
+        def is_over() -> bool:
+            self.look()
+            return self.process.poll() is not None
+
+        wait_until_sync(is_over, "the command has ended")
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+
+def test_at_a_terminal(url: str, tmp_path: Path) -> None:
+    cid = new_id()
+    with Terminal(url, cid, tmp_path) as terminal:
+        terminal.until(f"conversation {cid}")
+        terminal.until("> ")
+        terminal.type("hello\n")
+        terminal.until("\nagent: hello\n")
+        terminal.type("/ask which colour?\n")
+        terminal.until("\nagent asks: which colour?\n")
+        terminal.type("red\n")
+        terminal.until("\nagent: red\n")
+        # A refusal does not end it.
+        assert run(["stop", cid, "--url", url]) == 0
+        terminal.until("the conversation was stopped")
+        assert terminal.ended() == 0
+        assert "Traceback" not in terminal.look()
+
+
+def test_ctrl_c_ends_first_what_is_said_then_the_chat(url: str, tmp_path: Path) -> None:
+    cid = new_id()
+    with Terminal(url, cid, tmp_path) as terminal:
+        terminal.until("> ")
+        terminal.type("/sleep 3600\n")
+        # The chat shows in order what it hears, so it knows by now that the agent is at work.
+        assert run(["send", cid, "and then?", "--url", url]) == 0
+        terminal.until("somebody: and then?")
+        os.killpg(terminal.process.pid, signal.SIGINT)
+        terminal.until("(interrupted)")
+        terminal.until("agent: and then?")
+        assert terminal.process.poll() is None
+        assert run(["send", cid, "/crash", "--url", url]) == 0
+        terminal.until("(this failed: ")
+        terminal.type(":interrupt\n")
+        terminal.until("(idle)")
+        os.killpg(terminal.process.pid, signal.SIGINT)
+        assert terminal.ended() == 0
+        assert "Traceback" not in terminal.look()
+
+
+def test_ctrl_d_ends_it(url: str, tmp_path: Path) -> None:
+    with Terminal(url, new_id(), tmp_path) as terminal:
+        terminal.until("> ")
+        terminal.type("\x04")
+        assert terminal.ended() == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "data"),
+    [
+        ("red", "red"),
+        ('"red"', "red"),
+        ("7", 7),
+        ("true", True),
+        ('{"a": [1]}', {"a": [1]}),
+        ("{", "{"),
+        ("", ""),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_an_answer_is_json_or_text(typed: str, data: object) -> None:
+    assert data_of(typed) == data
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ({"text": "two\nlines"}, "two\nlines"),
+        ("plain", "plain"),
+        ({"text": "", "x": 1}, ""),
+        ({"x": 1}, '{"x": 1}'),
+        ({"text": 7}, "7"),
+        (None, "null"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+    ],
+)
+def test_what_is_said_is_safe_to_print(data: object, shown: str) -> None:
+    assert words(data) == shown
