@@ -63,7 +63,9 @@ async def _trial(flavour: Flavour, seed: str) -> AsyncGenerator[Trial]:
         clients = Clients()
         stack.push_async_callback(clients.aclose)
         api = await stack.enter_async_context(talking(lambda: [cluster.url(index) for index in cluster.live()]))
-        yield Trial(seed, cluster, director, recorder, clients, api)
+        trial = Trial(seed, cluster, director, recorder, clients, api)
+        stack.callback(trial.close)
+        yield trial
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from socketio.exceptions import SocketIOError
 
 from tests.cluster.clients import Client, Clients, RejectedError
 from tests.cluster.histories import check_history, recorded_steps
+from tests.cluster.pieces import Listener, check_deltas
 from tests.cluster.recorder import Recorder
 from tests.cluster.talking import Api
 from tests.cluster.windows import KINDS, Director, Plan, Script, Window, draw_place
@@ -76,11 +77,17 @@ class Trial:
         self._cids = [f"c{number:02}" for number in range(CONVERSATIONS)]
         self._scripts: defaultdict[str, list[Script]] = defaultdict(list)
         self._watchers: dict[str, list[Client]] = {}
+        self._listener: Listener | None = None
         self._kills = Counter[tuple[str, str]]()
         self._judged = Counter[str]()
         self.hits = Counter[Window]()
         self.rounds = 0
         self.heirs = 0
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._listener is not None:
+            self._listener.close()
 
     def hits_of(self, kind: str) -> int:
         """How often a kind of window was hit."""
@@ -112,6 +119,8 @@ class Trial:
 
     async def begin(self) -> None:
         """Start conversations on all nodes, each with two clients anywhere."""
+        assert self._cluster.server is not None
+        self._listener = Listener(self._cluster.server, self._cids)
         for number, cid in enumerate(self._cids):
             await self._api.start(self._cluster.url(number % len(self._cluster.nodes)), cid, self.user(cid))
             self._watchers[cid] = [
@@ -291,14 +300,24 @@ class Trial:
             assert self._stored.state(cid) == ({"turns": len(scripts)} if scripts else None), cid
             assert self._stored.unread(cid) == 0
             assert self._stored.pieces(cid) == []
+            await self._check_pieces(cid, events[-1]["seq"])
             for client in self._watchers[cid]:
                 await client.wait_seq(events[-1]["seq"])
                 assert client.events == events, client.name
                 assert client.named("resync") == []
+                check_deltas(client.shown)
         except AssertionError as error:
             error.add_note(f"in conversation {cid}")
             raise
         self._judged[cid] = events[-1]["seq"]
+
+    async def _check_pieces(self, cid: str, seq: int) -> None:
+        """Every answer was written piece by piece, and whole, before it was done."""
+        listener = self._listener
+        assert listener is not None
+        await wait_until(lambda: listener.has_heard(cid, seq), f"entry {seq} of {cid} was published")
+        texts = {f"t{number}": "".join(script.pieces) for number, script in enumerate(self._scripts[cid], 1)}
+        assert listener.answers[cid].texts == texts
 
     async def end(self) -> None:
         """Hold nobody any more; judge everything, from every side."""

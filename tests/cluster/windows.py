@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from convener.store.redis.endpoint import pack
 from convener.store.redis.scripts import SCRIPTS
+from tests.support.proxy import packed
 
 Op = list[Any]
 Step = tuple[str, int]
@@ -138,8 +138,8 @@ _WRITES: Final = ("append", "append_final", "pieces")
 _BY_SHA: Final = {SCRIPTS[name].sha.encode(): name for name in _WRITES}
 _BY_TEXT: Final = {SCRIPTS[name].source.encode(): name for name in _WRITES}
 
-AWAY: Final = pack(("EVAL", "return redis.error_reply('LOADING held by the test')", 0))
-NO_REPLY: Final = pack(("CLIENT", "REPLY", "SKIP"))
+AWAY: Final = packed("EVAL", "return redis.error_reply('LOADING held by the test')", "0")
+NO_REPLY: Final = packed("CLIENT", "REPLY", "SKIP")
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Director:
 
     def rewrite(self, node: int, command: list[bytes]) -> bytes:
         """What the store is told instead of a command of that node."""
-        as_it_is = pack(tuple(command))
+        as_it_is = packed(*command)
         write = Write.read(command)
         if write is None:
             return as_it_is

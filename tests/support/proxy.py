@@ -52,6 +52,15 @@ Rewrite = Callable[[list[bytes]], bytes]
 """From a command, as its words, to what the server is told instead."""
 
 
+def packed(*words: bytes | str) -> bytes:
+    """A command as it is sent."""
+    out = bytearray(b"*%d\r\n" % len(words))
+    for word in words:
+        data = word.encode() if isinstance(word, str) else word
+        out += b"$%d\r\n%b\r\n" % (len(data), data)
+    return bytes(out)
+
+
 class _Commands:
     """Cuts what a client of Redis says into commands, and rewrites each."""
 
