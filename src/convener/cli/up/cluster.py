@@ -159,6 +159,8 @@ class Cluster:
                 if not await node.restart(_START_LIMIT):
                     self._say(f"{node.job.name} does not get ready; the other nodes keep running as they are")
                     break
+            else:
+                self._say("all nodes run the changed code")
 
     async def _end(self) -> None:
         """End nodes, then the store; a node needs the store to leave properly."""
