@@ -404,9 +404,10 @@ class Convener:
 
 @contextmanager
 def _first_to_hear_of_the_end(gateway: Gateway) -> Generator[None]:
-    """Begin the shutdown when the signal comes, then hand the signal on to the server's own handler.
+    """Drain when the signal comes, then hand the signal on to the server's own handler; at once if it comes twice.
 
-    A server waits for open responses before it ends the lifespan, and an event stream has no end of its own.
+    A server by itself would cut sockets, wait for open responses, and end the lifespan last, and an event stream has
+    no end of its own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -415,16 +416,28 @@ def _first_to_hear_of_the_end(gateway: Gateway) -> Generator[None]:
     ending: set[asyncio.Task[None]] = set()
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def begin() -> None:
-        task = loop.create_task(gateway.begin_shutdown())
-        ending.add(task)
-        task.add_done_callback(ending.discard)
-
-    def heard(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(begin)
+    def hand_on(number: int) -> None:
         handler = previous[signal.Signals(number)]
         if callable(handler):
-            handler(number, frame)
+            handler(number, None)
+
+    async def leave(number: int) -> None:
+        try:
+            await gateway.drain()
+        finally:
+            hand_on(number)
+
+    def begin(number: int) -> None:
+        if ending:
+            # Asked twice: whoever asks wants the end now. Other nodes recover what is left here.
+            gateway.context.operations.hurry()
+            hand_on(number)
+            return
+        task = loop.create_task(leave(number))
+        ending.add(task)
+
+    def heard(number: int, _: FrameType | None) -> None:
+        loop.call_soon_threadsafe(begin, number)
 
     # Only where a server listens for the signal: without one, its default action must stay.
     taken = [number for number, handler in previous.items() if callable(handler)]

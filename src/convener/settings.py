@@ -7,6 +7,7 @@ environment variables, ``convener.toml`` in the working directory, the defaults 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -170,6 +171,11 @@ class Settings(BaseSettings):
         default=30.0,
         description="Time that running turns get to finish when the node is told to stop, in seconds.",
     )
+    shutdown_delay: Seconds | None = Field(
+        default=None,
+        description="Time between the signal to stop and the first thing that is refused, in seconds: load balancers "
+        "notice then that the node is unready. Default 5 under Kubernetes, else 0.",
+    )
     ready_without_store: Seconds = Field(
         default=30.0,
         description="Time that /readyz stays positive while only the store is away, in seconds.",
@@ -245,6 +251,13 @@ class Settings(BaseSettings):
             EnvironmentSource(settings_cls, fields, cls.secret_fields),
             TomlSource(settings_cls, fields),
         )
+
+    @property
+    def effective_shutdown_delay(self) -> float:
+        """`shutdown_delay`, or what stands for it, in seconds."""
+        if self.shutdown_delay is not None:
+            return self.shutdown_delay
+        return 5.0 if "KUBERNETES_SERVICE_HOST" in os.environ else 0.0
 
     def replace(self, **changes: Any) -> Self:
         """These settings with some fields changed, checked again; environment and files are not read again.

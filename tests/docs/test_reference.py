@@ -78,6 +78,8 @@ def test_every_event_of_the_server_has_a_row() -> None:
     sent = set(re.findall(r'_send\(\s*"(\w+)"', source))
     lists = (ROOT / "src/convener/manager/listing.py").read_text(encoding="utf-8")
     sent |= set(re.findall(r'\.send\(self\.connection_id, "(\w+)"', lists))
+    farewell = (ROOT / "src/convener/gateway/farewell.py").read_text(encoding="utf-8")
+    sent |= set(re.findall(r'connection_id, "(\w+)"', farewell))
     _, _, rest = page("socketio.md").partition("## What the server sends")
     table, _, _ = rest.partition("### Log entries")
     assert {f"`{name}`" for name in sent} == set(first_cells(table)) - {"event", "---"}

@@ -7,9 +7,10 @@ import json
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from convener.gateway import socketio as doors
-from tests.gateway.sockets import ALICE, connected, forgotten, raw, refusal
+from tests.gateway.sockets import ALICE, Raw, connected, forgotten, raw, refusal
 from tests.gateway.support import MAX_PAYLOAD, Node, serving
 from tests.gateway.test_http import answered, create, say
 from tests.support.waiting import wait_until
@@ -211,8 +212,40 @@ async def test_a_start_that_hangs_has_a_deadline(served: Node, monkeypatch: pyte
 
 async def test_a_node_that_shuts_down_takes_nobody(served: Node) -> None:
     await served.gateway.begin_shutdown()
-    data = (await refusal(served.url, ALICE))["data"]
-    assert (data["code"], data["retry_after"]) == ("owner_unavailable", 1.0)
+    # Not by a refusal of Socket.IO, after which a stock client would not try again.
+    with pytest.raises(Exception, match="rejected"):
+        async with raw(served.url):
+            pass
+
+
+async def until_closed(socket: Raw) -> None:
+    while True:
+        await socket.receive()
+
+
+async def test_a_node_that_leaves_sends_its_clients_away_so_that_they_come_back(served: Node) -> None:
+    reasons: list[str] = []
+    async with raw(served.url) as socket, connected(served.url, ALICE) as client:
+        client.io.on("disconnect", reasons.append)
+        assert (await socket.join({**ALICE, "conversation_id": "c2"})).startswith("40")
+        assert (await client.call("message", {"data": {"text": "/wait"}}))["status"] == "accepted"
+        await client.until("joined")
+        draining = asyncio.create_task(served.gateway.drain())
+        await wait_until(lambda: served.gateway.context.closing, "the node is closing")
+        assert not await served.is_ready()
+        assert client.io.connected, "while its turn runs, a client stays"
+        served.agent.go.set()
+        await client.until("goaway")
+        await draining
+        await client.is_cut_off()
+        await wait_until(lambda: reasons, "the client was told why")
+        assert reasons == ["transport error"], "as if the connection were lost: a stock client reconnects"
+        assert [e["kind"] for e in client.of("event")][-2:] == ["reply", "turn_done"], "nothing is missing"
+        with pytest.raises(ConnectionClosed) as closed:
+            await until_closed(socket)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+    await forgotten(served)
 
 
 async def test_pages_of_other_sites_are_refused() -> None:

@@ -14,6 +14,7 @@ from convener.errors import ConvenerError, InvalidRequest, NotAuthorized, Payloa
 from convener.gateway.access import Access, AuthorizeHook
 from convener.gateway.auth import AuthenticateHook, make_authenticator
 from convener.gateway.context import GatewayContext
+from convener.gateway.farewell import CLOSED, say_farewell
 from convener.gateway.http import make_api
 from convener.gateway.operations import Operations
 from convener.gateway.packets import filter_frames
@@ -21,6 +22,7 @@ from convener.gateway.problems import UNREADABLE, problem_of
 from convener.gateway.sessions import INTERVAL, Sessions
 from convener.gateway.socketio import SocketGateway
 from convener.manager.base import ConversationManager
+from convener.manager.sockets import SocketIOSink
 from convener.manager.supervisor import Supervisor
 from convener.settings import Settings
 from convener.settings_checks import is_loopback_or_name
@@ -81,7 +83,8 @@ class Gateway:
             async with self.context.manager:
                 supervisor = Supervisor(self._count_restart)
                 supervisor.keep("recheck", self._recheck)
-                self.context.running, self.context.closing = True, False
+                self.context.running, self.context.closing, self.context.leaving = True, False, False
+                self.context.operations.on_drained(self._say_farewell)
                 try:
                     yield
                 finally:
@@ -95,12 +98,26 @@ class Gateway:
     def _count_restart(self, name: str) -> None:
         self.context.metrics.background_restarts.labels(task=name).inc()
 
-    async def begin_shutdown(self) -> None:
-        """Be unready from now on, take no new connections, end the event streams. A second time does nothing.
+    async def drain(self) -> None:
+        """Leave without dropping anything: unready at once; after `shutdown_delay` nothing new comes in; conversations
+        hibernate or move; then the clients are sent away. Returns when that is done, within about `drain_timeout`.
 
-        Whoever takes the signal has to call this: uvicorn waits for open responses before it ends the lifespan.
+        Whoever takes the signal has to call this: a server by itself would cut the sockets first, wait for open
+        responses, and end the lifespan last.
         """
+        self.context.leaving = True
+        await asyncio.sleep(self.context.settings.effective_shutdown_delay)
         self.context.closing = True
+        await self.context.operations.drained()
+
+    async def _say_farewell(self) -> None:
+        """This node owns nothing any more."""
+        self.context.closing = True
+        await say_farewell(self.context.sessions, SocketIOSink(self._sio))
+
+    async def begin_shutdown(self) -> None:
+        """Be unready from now on, take no new connections, end the event streams. A second time does nothing."""
+        self.context.leaving = self.context.closing = True
         await self.context.sessions.close_all("sse")
 
     async def _recheck(self) -> None:
@@ -164,6 +181,11 @@ class Gateway:
             await self.api(scope, _capped(scope, receive, self.context.body_limit), send)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and self.context.closing:
+            # Not accepted: a refusal by Socket.IO would keep the client away for good.
+            await receive()
+            await send(dict(CLOSED))
+            return
         if scope["type"] == "websocket":
             receive = filter_frames(receive, self.sockets.count_malformed)
         elif "polling" not in self._sio.eio.transports:

@@ -23,7 +23,9 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(slots=True)
 class GatewayContext:
-    """One per gateway. `running` is between start-up and shutdown, `closing` since the latter began."""
+    """One per gateway. `running` is between start-up and shutdown; `leaving` since the node is to end (it is unready
+    then), `closing` since it takes no new connections.
+    """
 
     manager: ConversationManager
     operations: Operations
@@ -32,6 +34,7 @@ class GatewayContext:
     access: Access
     sessions: Sessions
     running: bool = field(default=False)
+    leaving: bool = field(default=False)
     closing: bool = field(default=False)
 
     @property

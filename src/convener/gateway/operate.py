@@ -33,7 +33,7 @@ def readiness(context: GatewayContext) -> Readiness:
     if not context.running:
         return Readiness(False, checks={"gateway": "not running"})
     found = context.operations.readiness()
-    if context.closing:
+    if context.leaving or context.closing:
         return Readiness(False, checks={**found.checks, "gateway": "shutting down"})
     return found
 

@@ -39,6 +39,10 @@ class Operations(Protocol):
         """Empty this node within its `drain_timeout`, and return when that is done."""
         ...
 
+    def hurry(self) -> None:
+        """End a drain at once; what is left is recovered by other nodes, as after a crash."""
+        ...
+
     async def audit(self, conversation_ids: Sequence[str] | None) -> Mapping[str, Any]:
         """Check the invariants of these conversations, or of all.
 

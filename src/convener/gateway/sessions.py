@@ -12,6 +12,7 @@ import structlog
 from convener.errors import NotAuthenticated, NotAuthorized, NotFound
 from convener.gateway.access import Access
 from convener.gateway.auth import Identity
+from convener.manager.base import ClientSink
 from convener.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -31,7 +32,9 @@ class Session:
         conversation_id: "" for the list of the user's conversations.
         transport: `websocket`, `polling` or `sse`.
         token, headers: what it was opened with, to ask again.
-        close: ends it; must not raise.
+        close: ends it so that the client stays away; must not raise.
+        go_away: ends it so that the client comes back; must not raise.
+        sink: where its events go, if that is not the node's Socket.IO server.
     """
 
     connection_id: str
@@ -41,6 +44,8 @@ class Session:
     token: str | None
     headers: Mapping[str, str]
     close: Callable[[], Awaitable[None]]
+    go_away: Callable[[], Awaitable[None]]
+    sink: ClientSink | None = None
 
 
 class Sessions:

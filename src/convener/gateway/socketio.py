@@ -29,6 +29,7 @@ from convener.gateway.access import Action, bearer_token, not_found
 from convener.gateway.auth import Identity
 from convener.gateway.context import GatewayContext, origin_allowed
 from convener.gateway.events import parse_cursor
+from convener.gateway.farewell import close_transport
 from convener.gateway.hello import Hello, headers_of, read_hello
 from convener.gateway.packets import MALFORMED, StrictPacket
 from convener.gateway.problems import UNREADABLE, Problem, problem_of
@@ -177,7 +178,18 @@ class SocketGateway:
         transport = str(self._sio.transport(sid, _NAMESPACE))
         cid = hello.conversation_id or ""
         self._clients[sid] = _Client(cid, context.access.user(caller, hello.user_id) or None)
-        context.sessions.add(Session(sid, cid, transport, caller, token, headers, lambda: self._close(sid)))
+        context.sessions.add(
+            Session(
+                sid,
+                cid,
+                transport,
+                caller,
+                token,
+                headers,
+                close=lambda: self._close(sid),
+                go_away=lambda: self._go_away(sid, eio_sid),
+            )
+        )
 
     async def _join_conversation(self, sid: str, caller: Identity, hello: Hello, conversation_id: str) -> None:
         access, manager = self._context.access, self._context.manager
@@ -195,6 +207,11 @@ class SocketGateway:
             await self._sio.disconnect(sid, namespace=_NAMESPACE)
         except Exception:
             log.exception("cannot disconnect a client", connection_id=sid)
+
+    async def _go_away(self, sid: str, eio_sid: str) -> None:
+        """Close the transport below Socket.IO, so that a stock client reconnects."""
+        if not await close_transport(self._sio.environ.get(eio_sid, {})):
+            await self._sio.eio.disconnect(eio_sid)
 
     async def _disconnect(self, sid: str, reason: str) -> None:
         self._clients.pop(sid, None)

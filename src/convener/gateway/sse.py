@@ -135,6 +135,6 @@ async def open_stream(
     await context.manager.join_conversation(
         conversation_id, connection, None, user_id, after, tail=tail, sink=sink, start=False
     )
-    session = Session(connection, conversation_id, "sse", caller, token, headers, sink.close)
+    session = Session(connection, conversation_id, "sse", caller, token, headers, sink.close, sink.close, sink)
     context.sessions.add(session)
     return _Stream(context, session, sink)

@@ -216,7 +216,8 @@ class ClusteredConversationManager(StandaloneConversationManager):
         while True:
             await self._rebirth.wait()
             old, alive = node.incarnation, False
-            log.warning("buried: a new life begins", node=old)
+            if not node.draining:
+                log.warning("buried: a new life begins", node=old)
             try:
                 while not (alive or node.draining):
                     await self._end_life()

@@ -383,6 +383,10 @@ class StandaloneConversationManager(Requests):
         """Drain within `drain_timeout`, and return when that is done."""
         await self._drain.run(self.engine.node.options.drain_timeout)
 
+    def hurry(self) -> None:
+        """See `Operations`."""
+        self._drain.hurry()
+
     def _check_name(self, node: str | None) -> None:
         if node not in (None, self.engine.node.options.name, self.engine.node.incarnation):
             raise NotFound(f"no node {node}", code="node_not_found")
