@@ -1,8 +1,9 @@
 """The tutorial is true: its commands are run against real processes, and print what it says that they print.
 
 Steps are marked in the page: ``file`` writes a file, ``background`` starts a process and waits for a word of it,
-``run`` runs commands (``until`` a pattern is in what the last one prints), ``interrupt`` is Ctrl-C for the process
-that was started last. Output is compared as `tests/support/console.py` says.
+``run`` runs commands (``until`` a pattern is in what the last one prints), ``shown`` waits for the lines that are shown
+by the process that was started last, ``interrupt`` is Ctrl-C for it. Output is compared as in
+`tests/support/console.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.support.waiting import wait_until_sync
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="`convener up` is for POSIX systems")
 
-VERBS = ("file", "background", "run", "run until", "interrupt")
+VERBS = ("file", "background", "run", "run until", "shown", "interrupt")
 NODES = 3
 
 
@@ -45,6 +46,10 @@ class Reader:
                 (self.directory / step.argument).write_text(step.code, encoding="utf-8")
             case "background":
                 self.start(step)
+            case "shown":
+                for line in step.code.splitlines():
+                    if line != "…":
+                        self.running[-1].wait_for_error(line, 60)
             case "interrupt":
                 process = self.running.pop()
                 process.signal(signal.SIGINT)
@@ -121,6 +126,7 @@ def test_tutorial(reader: Reader) -> None:
     todo = list(steps(page, VERBS))
     assert len(todo) > 15
     assert page.count("```console") == sum(step.verb in ("background", "run", "run until") for step in todo)
+    assert page.count("```text") == sum(step.verb == "shown" for step in todo)
     for step in todo:
         reader.follow(step)
     assert reader.running == []
