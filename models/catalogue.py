@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from models import burial, failover, ownership, rollback, slots, stop, wake
+from models import asking, burial, failover, ownership, rollback, slots, stop, wake
 from models.explore import Run
 
 MODELS: Final[Mapping[str, Sequence[Run]]] = {
     "ownership": ownership.RUNS,
     "slots": slots.RUNS,
     "wake": wake.RUNS,
+    "asking": asking.RUNS,
     "stop": stop.RUNS,
     "burial": burial.RUNS,
     "rollback": rollback.RUNS,
