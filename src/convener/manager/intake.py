@@ -114,3 +114,9 @@ async def unanswered(store: ConversationStore, cid: str, meta: Meta) -> Replay:
         cursor = Cursor(page.generation, Place(last.epoch, last.seq))
         if cursor.place >= Place(*page.tip):
             return replay
+
+
+async def is_answered(store: ConversationStore, cid: str, meta: Meta) -> bool:
+    """Whether a person has answered a question and no owner has taken that in. Raises `StoreUnavailable`."""
+    found = None if meta.position == meta.cursor else await store.inbox(cid)
+    return found is not None and any(entry.kind == "answer" for entry in found[1])

@@ -25,7 +25,7 @@ from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeContext
 from convener.manager.conversation import Conversation
 from convener.manager.cutoff import CUT_OFF, STRUCK, after_cut_off
-from convener.manager.intake import Intake, chunks, stop_reason, unanswered
+from convener.manager.intake import Intake, chunks, is_answered, stop_reason, unanswered
 from convener.manager.loops import LoopSession
 from convener.manager.turns import Pending, Turns
 from convener.manager.views import Publication, View
@@ -79,6 +79,7 @@ class Runner:
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
         self._end: EndReason | None = None
+        self._over = asyncio.Event()
         # Batch ids are unique per epoch, so that a late copy of another owner's batch is never taken for ours.
         stem = secrets.token_hex(4)
         self._appender = Appender(node, self.cid, meta.epoch, meta.seq, self, lambda seq: f"{stem}.{seq}")
@@ -129,6 +130,9 @@ class Runner:
         if self._end is None:
             self._end = why
             self._wake.set()
+            self._over.set()
+            # Whoever waits for something to be written need not wait for a lease that does not come back.
+            self._appender.close()
 
     @property
     def over(self) -> bool:
@@ -182,13 +186,14 @@ class Runner:
             try:
                 raw = await self._node.store.state(self.cid)
                 replay = await unanswered(self._node.store, self.cid, self._meta)
+                answered = await is_answered(self._node.store, self.cid, self._meta)
             except StoreUnavailable as error:
                 log.info("cannot load, again", conversation_id=self.cid, error=str(error))
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
             self._turns.state.load(raw)
             self._turns.load(replay, self.reason)
-            if await self._may_go_on():
+            if await self._may_go_on(answered):
                 self._loaded = True
                 self._begin_session()
             return
@@ -214,9 +219,12 @@ class Runner:
 
     # -- after a crash -------------------------------------------------------------------------------------------
 
-    async def _may_go_on(self) -> bool:
+    async def _may_go_on(self, answered: bool) -> bool:
         """What becomes of a turn that was cut off when its node went down. False if the conversation is parked."""
-        verdict = await after_cut_off(self._node, self.conversation(), self._turns, self._meta, self.reason)
+        found = (self._node, self.conversation(), self._turns, self._meta, self.reason)
+        verdict = await after_cut_off(*found, answered=answered, over=self._over)
+        if self._end is not None:
+            return False
         if verdict == "failed":
             await self._park("failed", "too_many_takeovers", STRUCK)
         elif verdict == "wait":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -41,6 +41,8 @@ TURN_GRACE_S: Final = 5.0
 """How long a cancelled turn may take to end before it is abandoned."""
 END_BYTES: Final = 1 << 20
 INTERRUPTED: Final = "interrupted by the user"
+AGAIN: Final[Mapping[ClaimReason, Reason]] = {"takeover": "takeover", "restart": "takeover", "handoff": "handoff"}
+"""Why a turn is begun again that a former owner had begun; else "retry"."""
 
 
 @dataclass(slots=True)
@@ -156,7 +158,7 @@ class Turns:
 
     def load(self, replay: Replay, reason: ClaimReason) -> None:
         """Take over what a former owner has left unanswered."""
-        again: Reason = "takeover" if reason in ("takeover", "restart") else "retry"
+        again: Reason = AGAIN.get(reason, "retry")
         self._pending = deque(
             Pending(
                 Input(b.position, b.message_id, b.user_id, b.data, b.ts),
