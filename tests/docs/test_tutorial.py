@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.docs.pages import DOCS, Step, steps
-from tests.support.console import matches, on_port, sessions
+from tests.docs.pages import DOCS, ROOT, Step, blocks, steps
+from tests.support.console import matches, on_port, pattern, sessions
 from tests.support.processes import RunningProcess, convener, free_port
 from tests.support.waiting import wait_until_sync
 
@@ -47,9 +47,7 @@ class Reader:
             case "background":
                 self.start(step)
             case "shown":
-                for line in step.code.splitlines():
-                    if line != "…":
-                        self.running[-1].wait_for_error(line, 60)
+                self.see(step)
             case "interrupt":
                 process = self.running.pop()
                 process.signal(signal.SIGINT)
@@ -69,8 +67,18 @@ class Reader:
             process.wait_for_error(step.argument, 60)
         assert matches(expected, process.output), process.output
 
+    def see(self, step: Step) -> None:
+        lines = [line for line in step.code.splitlines() if line != "…"]
+
+        def unseen() -> list[str]:
+            shown = [line.strip() for line in self.running[-1].errors]
+            return [line for line in lines if not any(pattern(line).fullmatch(other) for other in shown)]
+
+        wait_until_sync(lambda: not unseen(), f"the process shows what line {step.line} says", 60)
+
     def run(self, step: Step, until: str) -> None:
-        for command, expected in self.commands(step):
+        for given, expected in self.commands(step):
+            command, _, kill = given.partition("; pkill")
             if command.startswith("pkill"):
                 self.kill(command)
                 continue
@@ -82,6 +90,8 @@ class Reader:
             printed = wait_until_sync(look, f"`{command}` shows {until!r}", 30)
             assert printed is not None
             assert matches(expected, printed), f"line {step.line}: `{command}` printed\n" + "\n".join(printed)
+            if kill:
+                self.kill(kill)
 
     def output_of(self, command: str) -> list[str]:
         program, *arguments = shlex.split(command)
@@ -121,15 +131,34 @@ def reader(tmp_path: Path) -> Generator[Reader]:
             pass
 
 
-def test_tutorial(reader: Reader) -> None:
-    page = (DOCS / "tutorial" / "first-cluster.md").read_text(encoding="utf-8")
+TUTORIAL = (DOCS / "tutorial" / "first-cluster.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def marked(page: str) -> list[Step]:
+    """The steps of a page; everything that it shows must be one."""
     todo = list(steps(page, VERBS))
-    assert len(todo) > 15
     assert page.count("```console") == sum(step.verb in ("background", "run", "run until") for step in todo)
     assert page.count("```text") == sum(step.verb == "shown" for step in todo)
+    return todo
+
+
+def test_tutorial(reader: Reader) -> None:
+    todo = marked(TUTORIAL)
+    assert len(todo) > 15
     for step in todo:
         reader.follow(step)
     assert reader.running == []
+
+
+def test_readme(reader: Reader) -> None:
+    # The tutorial's first agent is that of the README, and its model is the slow echo.
+    echo = next(step for step in marked(TUTORIAL) if step.verb == "file")
+    _, _, agent = blocks(README, "python")[0].partition("@app.agent")
+    assert agent in echo.code
+    reader.follow(echo)
+    for step in marked(README):
+        reader.follow(step)
 
 
 @pytest.mark.parametrize(
