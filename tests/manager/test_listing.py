@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from convener.errors import InvalidRequest
 from convener.manager import listing
 from convener.manager.base import AgentLoopInfo
 from convener.manager.turn import Turn
-from convener.store.base import Store
+from convener.store.base import Handler, Store
 from convener.testing.cluster import InProcessCluster, RecordingSink
 from tests.manager.conftest import MakeCluster
 from tests.support.waiting import wait_until
@@ -42,9 +42,15 @@ class Muffled:
         self._store = store
         self.lost = False
         self.swallowed = b""
+        self.reconnected: Callable[[], None] = lambda: None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+    async def subscribe(self, channel: str, handler: Handler, on_gap: Callable[[], None]) -> None:
+        if channel == self._store.channel("sync"):
+            self.reconnected = on_gap
+        await self._store.subscribe(channel, handler, on_gap)
 
     async def publish(self, channel: str, payload: bytes) -> None:
         if self.lost and channel == self._store.channel("sync"):
@@ -242,6 +248,25 @@ async def test_what_was_lost_on_the_way_is_told_after_comparing(make_cluster: Ma
     await one.until("created", status="idle", change="created")
     await wait_until(lambda: "deleted" not in one.list, "the deleted one is gone")
     assert one.changes("deleted")[-1] == "deleted"
+
+
+async def test_a_reconnect_is_enough_to_look_again(make_cluster: MakeCluster) -> None:
+    stores: dict[int, Muffled] = {}
+
+    def wrap(index: int, store: Store) -> Any:
+        stores[index] = Muffled(store)
+        return stores[index]
+
+    cluster = await make_cluster(echo, nodes=2, wrap=wrap)
+    one = await follow(cluster, 1)
+    await make(cluster, 0, "c")
+    await one.until("c", status="idle")
+    stores[0].lost = True
+    await cluster[0].set_metadata("c", {"a": 1})
+    await wait_until(lambda: b'"c"' in stores[0].swallowed, "it was published, in vain")
+    assert one.list["c"]["metadata"] == {}
+    stores[1].reconnected()
+    await one.until("c", metadata={"a": 1})
 
 
 async def test_a_slow_client_gets_the_latest_and_no_queue_grows(make_cluster: MakeCluster) -> None:
