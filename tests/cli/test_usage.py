@@ -20,7 +20,10 @@ COMMANDS = [
     "chat",
     "conversations",
     "delete",
+    "drain",
     "interrupt",
+    "kick",
+    "move",
     "nodes",
     "resume",
     "send",
@@ -41,6 +44,9 @@ CLIENTS = {
     "resume": ["resume", "c1"],
     "delete": ["delete", "c1", "--yes"],
     "audit": ["audit", "--all"],
+    "move": ["move", "c1", "n2"],
+    "drain": ["drain", "n2"],
+    "kick": ["kick", "--user", "u"],
 }
 
 Runner = Callable[..., tuple[int, str, str]]

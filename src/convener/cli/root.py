@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convener.cli import actions, audit, chat, conversations, nodes, questions, send, serve, tail
+from convener.cli import actions, audit, chat, conversations, nodes, operate, questions, send, serve, tail
 from convener.cli import up as up_command
 from convener.version import __version__
 
@@ -62,6 +62,7 @@ def root(
 _RUN = "Run nodes"
 _LOOK = "Look at a cluster"
 _ACT = "Act on conversations"
+_OPERATE = "Operate a cluster"
 
 app.command("serve", rich_help_panel=_RUN)(serve.serve)
 app.command("up", rich_help_panel=_RUN)(up_command.up)
@@ -77,3 +78,6 @@ app.command("interrupt", rich_help_panel=_ACT)(actions.interrupt)
 app.command("stop", rich_help_panel=_ACT)(actions.stop)
 app.command("resume", rich_help_panel=_ACT)(actions.resume)
 app.command("delete", rich_help_panel=_ACT)(actions.delete)
+app.command("move", rich_help_panel=_OPERATE)(operate.move)
+app.command("drain", rich_help_panel=_OPERATE)(operate.drain)
+app.command("kick", rich_help_panel=_OPERATE)(operate.kick)

@@ -85,6 +85,7 @@ class Gateway:
                 supervisor.keep("recheck", self._recheck)
                 self.context.running, self.context.closing, self.context.leaving = True, False, False
                 self.context.operations.on_drained(self._say_farewell)
+                self.context.operations.on_kick(self.context.sessions.recheck)
                 try:
                     yield
                 finally:

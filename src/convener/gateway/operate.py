@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
-from convener.errors import NotAuthorized, StoreUnavailable
+from convener.errors import CallTimeout, NotAuthorized, NotFound, OwnerUnavailable, StoreUnavailable
 from convener.gateway import schemas
 from convener.gateway.answers import Json
 from convener.gateway.context import Admin, Context, GatewayContext
@@ -70,6 +70,46 @@ async def metrics(context: Context) -> Response:
 async def nodes(context: Context, _: Admin) -> Response:
     """The cluster's nodes as this one sees them."""
     return Json({"nodes": [schemas.node(info) for info in context.operations.nodes()]})
+
+
+@cluster.post(
+    "/nodes/{name}/drain", response_model=schemas.Drain, responses=documented(NotFound, OwnerUnavailable, CallTimeout)
+)
+async def drain(
+    context: Context,
+    _: Admin,
+    name: Annotated[str, Path(description="Name of the node.")],
+    body: schemas.DrainBody | None = None,
+) -> Response:
+    """Empty a node: it takes nothing new, its conversations hibernate or move, then its clients are sent away.
+
+    It returns at once; asked again, it says how far that is. The process goes on until somebody ends it.
+    """
+    return Json(schemas.drain(await context.operations.drain(name, body.timeout if body else None)))
+
+
+@cluster.post(
+    "/conversations/{conversation_id}/move",
+    response_model=schemas.Outcome,
+    responses=documented(NotFound, OwnerUnavailable, CallTimeout),
+)
+async def move(
+    context: Context,
+    _: Admin,
+    conversation_id: Annotated[str, Path(description="Id of the conversation.")],
+    body: schemas.MoveBody,
+) -> Response:
+    """Let a node own a conversation: `moved`, `there` (it is already), or `busy` (a turn is under way)."""
+    cid = check_id(conversation_id, "conversation_id")
+    return Json({"outcome": await context.manager.move(cid, body.node, cut=body.cut)})
+
+
+@cluster.post("/kick", response_model=schemas.Kicked)
+async def kick(context: Context, _: Admin, body: schemas.KickBody | None = None) -> Response:
+    """Look at once whether open connections still have their right, on all nodes, and close those that lost it."""
+    who = body if body is not None else schemas.KickBody()
+    checked, closed = await context.operations.kick(who.user_id, who.conversation_id)
+    return Json({"checked": checked, "closed": closed})
 
 
 @cluster.get("/audit", response_model=schemas.Audit)

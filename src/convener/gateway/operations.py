@@ -39,6 +39,14 @@ class Operations(Protocol):
         """Empty this node within its `drain_timeout`, and return when that is done."""
         ...
 
+    async def kick(self, user_id: str | None, conversation_id: str | None) -> tuple[int, int]:
+        """Have open connections checked now, on all nodes that answer: (checked, closed)."""
+        ...
+
+    def on_kick(self, recheck: Callable[[str | None, str | None], Awaitable[tuple[int, int]]]) -> None:
+        """How this node's connections are checked."""
+        ...
+
     def hurry(self) -> None:
         """End a drain at once; what is left is recovered by other nodes, as after a crash."""
         ...

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from convener.manager.base import AgentLoopInfo, Overlap, Question, SendResult
-from convener.manager.ops import NodeInfo
+from convener.manager.ops import DrainStatus, NodeInfo
 
 MAX_PAGE: Final = 1000
 MAX_CALL_SECONDS: Final = 300.0
@@ -181,6 +181,50 @@ class Outcome(BaseModel):
     outcome: str
 
 
+class DrainBody(Body):
+    """How a node is to leave."""
+
+    timeout: float | None = Field(
+        default=None,
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds that turns under way may take. Default: the node's `drain_timeout`.",
+    )
+
+
+class MoveBody(Body):
+    """Where a conversation is to run."""
+
+    node: str = Field(min_length=1, max_length=200, description="Name of the node.")
+    cut: bool = Field(
+        default=False, description="Cut a turn off that is under way; it is begun again there. Default: `busy`."
+    )
+
+
+class KickBody(Body):
+    """Whose connections are to be looked at; both narrow it down."""
+
+    user_id: Id | None = Field(default=None, description="Those that this user has opened.")
+    conversation_id: Id | None = Field(default=None, description="Those that are in this conversation.")
+
+
+class Drain(BaseModel):
+    """How far the end of a node's work is."""
+
+    node: str
+    state: Literal["idle", "draining", "drained"]
+    remaining: int
+    deadline: str | None
+
+
+class Kicked(BaseModel):
+    """What became of the connections."""
+
+    checked: int
+    closed: int
+
+
 class CallResult(BaseModel):
     """What the method returned."""
 
@@ -309,6 +353,12 @@ def question(asked: Question) -> dict[str, Any]:
         "schema": asked.schema,
         "deadline": rfc3339(asked.deadline),
     }
+
+
+def drain(status: DrainStatus) -> dict[str, Any]:
+    """`Drain` of what the manager knows."""
+    deadline = None if status.deadline is None else rfc3339(status.deadline)
+    return {"node": status.node, "state": status.state, "remaining": status.remaining, "deadline": deadline}
 
 
 def node(info: NodeInfo) -> dict[str, Any]:

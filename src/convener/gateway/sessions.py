@@ -84,13 +84,21 @@ class Sessions:
         for session in [s for s in self.all() if s.transport == transport]:
             await session.close()
 
-    async def recheck(self) -> None:
-        """Close every connection whose caller would be refused today.
+    async def recheck(self, user_id: str | None = None, conversation_id: str | None = None) -> tuple[int, int]:
+        """Close every connection whose caller would be refused today, or every one of a user, of a conversation.
+
+        Returns:
+            how many were looked at, and how many of them were closed.
 
         Only a clear refusal closes: an issuer or an application that does not answer must not end every
         conversation of the node.
         """
-        todo = iter(self.all())
+        chosen = [
+            session
+            for session in self.all()
+            if user_id in (None, session.identity.user_id) and conversation_id in (None, session.conversation_id)
+        ]
+        todo = iter(chosen)
         unknown: list[Exception] = []
 
         async def worker() -> None:
@@ -102,10 +110,11 @@ class Sessions:
                         unknown.append(error)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(AT_ONCE, len(self._open))):
+            for _ in range(min(AT_ONCE, len(chosen))):
                 group.create_task(worker())
         if unknown:
             log.warning("cannot confirm open connections", count=len(unknown), error=str(unknown[0]))
+        return len(chosen), sum(self._open.get(s.connection_id) is not s for s in chosen)
 
     async def _check(self, session: Session) -> None:
         try:

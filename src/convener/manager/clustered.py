@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 TICK_S: Final = 0.1
 HIBERNATE_TIMEOUT_S: Final = 2.0
 START_TIMEOUT_S: Final = 15.0
+KICK_TIMEOUT_S: Final = 5.0
 STOP_NOTICE_S: Final = 2.0
 
 OVERRIDES: Final = frozenset({"waiting", "recovering", "draining", "failed"})
@@ -367,6 +368,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
     def _serve(self) -> None:
         self._calls.serve("hibernate", self._serve_hibernate)
         self._calls.serve("start", self._serve_start)
+        self._calls.serve("kick", self._serve_kick)
         self._calls.serve("call", self._serve_remote_call)
 
     async def _serve_hibernate(self, body: Mapping[str, Any]) -> bool:
@@ -385,6 +387,19 @@ class ClusteredConversationManager(StandaloneConversationManager):
             return await self._calls.ask(incarnation, "hibernate", body, HIBERNATE_TIMEOUT_S) is True
         except OwnerUnavailable:
             return False
+
+    async def kick(self, user_id: str | None, conversation_id: str | None) -> tuple[int, int]:
+        """See `Operations`."""
+        body = {"user_id": user_id, "conversation_id": conversation_id}
+        others = [name for name in self._members.state.members if not self.engine.node.owns(name)]
+        asked = [self._calls.ask(name, "kick", body, KICK_TIMEOUT_S) for name in others]
+        answers = await asyncio.gather(super().kick(user_id, conversation_id), *asked, return_exceptions=True)
+        # A node that does not answer looks at its connections by itself, every few seconds.
+        good = [(answer[0], answer[1]) for answer in answers if isinstance(answer, tuple | list)]
+        return sum(checked for checked, _ in good), sum(closed for _, closed in good)
+
+    async def _serve_kick(self, body: Mapping[str, Any]) -> tuple[int, int]:
+        return await super().kick(body.get("user_id"), body.get("conversation_id"))
 
     async def drain(self, node: str | None = None, timeout: float | None = None) -> DrainStatus:
         """See `Operations`."""

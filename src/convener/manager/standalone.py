@@ -60,6 +60,10 @@ DEFAULT_LIMIT: Final = 3
 MAX_CALL_S: Final = 3600.0
 
 
+Recheck = Callable[[str | None, str | None], Awaitable[tuple[int, int]]]
+"""Checks open connections of a user, of a conversation: how many were looked at, how many closed."""
+
+
 @dataclass(eq=False)
 class StandaloneConversationManager(Requests):
     """Runs conversations in this process.
@@ -89,6 +93,7 @@ class StandaloneConversationManager(Requests):
     _recovery: Recovery = field(init=False, repr=False)
     _health: Health = field(init=False, repr=False)
     _drain: Drain = field(init=False, repr=False)
+    _recheck: Recheck | None = field(default=None, init=False, repr=False)
     _handles: dict[str, View] = field(default_factory=dict[str, View], init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -382,6 +387,14 @@ class StandaloneConversationManager(Requests):
     async def drained(self) -> None:
         """Drain within `drain_timeout`, and return when that is done."""
         await self._drain.run(self.engine.node.options.drain_timeout)
+
+    async def kick(self, user_id: str | None, conversation_id: str | None) -> tuple[int, int]:
+        """See `Operations`."""
+        return (0, 0) if self._recheck is None else await self._recheck(user_id, conversation_id)
+
+    def on_kick(self, recheck: Recheck) -> None:
+        """See `Operations`."""
+        self._recheck = recheck
 
     def hurry(self) -> None:
         """See `Operations`."""
