@@ -199,7 +199,11 @@ def test_the_file_is_refused_by_name(tmp_path: Path) -> None:
         ({"namespace": "a{b}"}, "namespace"),
         ({"redis_url": "localhost:6379"}, "redis_url (CONVENER_REDIS_URL): must look like redis://"),
         ({"redis_url": "http://localhost"}, "redis_url"),
-        ({"redis_url": "redis+sentinel://h1:26379,h2:26379/0/main"}, "redis_url"),
+        ({"redis_url": "redis+sentinel://h1:26379,h2:26379"}, "redis_url (CONVENER_REDIS_URL): a Sentinel URL ends with"),
+        ({"redis_url": "redis+sentinel://h1:26379,h2:26379/main"}, "redis_url (CONVENER_REDIS_URL): a Sentinel URL ends with"),
+        ({"redis_url": "redis+nodes://h1"}, "redis_url"),
+        ({"redis_url": "redis+cluster://"}, "redis_url"),
+        ({"redis_url": "redis+cluster://h", "redis_ca_file": "ca.pem"}, "redis_ca_file: has no effect"),
         ({"redis_url": "rediss://h", "redis_ca_file": "missing.pem"}, "redis_ca_file"),
         (
             {"redis_url": "redis://h", "redis_ca_file": "ca.pem"},
@@ -295,6 +299,21 @@ def test_secrets_are_in_no_representation() -> None:
     assert "hidden" not in repr(settings)
     assert "hidden" not in str(settings)
     assert settings.safe_redis_url == "redis://store.example:6379/0"
+    several = Settings(redis_url="rediss+sentinel://u:hidden@h1:1,[::1]:2/0/main?sentinel_password=hidden")
+    assert several.safe_redis_url == "rediss+sentinel://h1:1,[::1]:2/0/main"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "valkeys://h:1/0",
+        "valkey+unix:///path",
+        "rediss+cluster://h1,h2:7",
+        "valkeys+sentinel://u:p@h1,h2:7/0/main?sentinel_username=x",
+    ],
+)
+def test_stores_of_all_kinds(url: str) -> None:
+    assert Settings(redis_url=url).redis_url == url
 
 
 @pytest.mark.parametrize("values", [{"jwt_secret": "hidden"}, {"redis_url": "hidden"}, {"auth_tokens": "hidden"}])

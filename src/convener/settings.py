@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -40,7 +40,8 @@ PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Texts = tuple[str, ...]
 
 
-_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "valkey", "valkeys", "unix", "valkey+unix"})
+_REDIS_URL: Final = re.compile(r"((redis|rediss|valkey|valkeys)(\+sentinel|\+cluster)?|unix|valkey\+unix)://.+")
+_SENTINEL_PATH: Final = re.compile(r"[^/]+/\d+/[^/]+")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -86,8 +87,8 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         default=None,
         repr=False,
-        description="Redis or Valkey of the cluster: redis://, rediss:// (TLS), unix://, or the same with valkey. "
-        "Default: none, a standalone node.",
+        description="Redis or Valkey of the cluster: redis://, rediss:// (TLS), unix://, redis+sentinel://, "
+        "redis+cluster://, or the same with valkey. Default: none, a standalone node.",
     )
     redis_credentials: RedisCredentials | None = Field(
         default=None,
@@ -273,8 +274,8 @@ class Settings(BaseSettings):
         """`redis_url` without user name and password, for logs."""
         if self.redis_url is None:
             return None
-        parts = urlsplit(self.redis_url)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+        scheme, separator, rest = self.redis_url.partition("://")
+        return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}"
 
     @property
     def accepted_algorithms(self) -> Texts:
@@ -329,11 +330,14 @@ class Settings(BaseSettings):
     @classmethod
     def _check_redis_url(cls, value: str | None) -> str | None:
         if value is not None:
-            scheme, separator, rest = value.partition("://")
-            if not separator or scheme not in _REDIS_SCHEMES or not rest:
+            if not _REDIS_URL.fullmatch(value):
                 raise ValueError(
-                    "must look like redis://host:port/0, rediss://host:port/0, valkey://host:port/0 or unix:///path"
+                    "must look like redis://host:port/0, rediss://host:port/0, valkey://host:port/0, unix:///path, "
+                    "redis+sentinel://host:port,host:port/0/name or redis+cluster://host:port,host:port"
                 )
+            scheme, _, rest = value.partition("://")
+            if scheme.endswith("+sentinel") and not _SENTINEL_PATH.fullmatch(rest.partition("?")[0]):
+                raise ValueError("a Sentinel URL ends with the database and the name of the primary: /0/name")
         return value
 
     @field_validator("cors_origins")

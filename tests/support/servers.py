@@ -84,13 +84,14 @@ class Server:
         self.socket_path = self.directory / "s"
         self._process: subprocess.Popen[bytes] | None = None
         secret = () if password is None else ("--requirepass", password)
-        self._program = program
-        self._options = (
+        self.program = program
+        self.options: Mapping[str, str] = dict(options or {})
+        self._words = (
             *("--bind", "127.0.0.1", "--dir", str(self.directory)),
             *("--unixsocket", str(self.socket_path), "--enable-debug-command", "local"),
             *_PERSISTENCE[persistence],
             *secret,
-            *(word for name, value in (options or {}).items() for word in (f"--{name}", value)),
+            *(word for name, value in self.options.items() for word in (f"--{name}", value)),
         )
         self._ran = False
 
@@ -131,13 +132,17 @@ class Server:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
+    def command(self) -> tuple[str, ...]:
+        """What is run."""
+        return (self.program, "--port", str(self.port), *self._words)
+
     def start(self) -> None:
         """Start it, and wait until it answers with all its data loaded."""
         while not self.running:
             log = self.directory / "server.log"
             with log.open("wb") as out:
                 self._process = subprocess.Popen(
-                    (self._program, "--port", str(self.port), *self._options),
+                    self.command(),
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,

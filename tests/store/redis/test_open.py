@@ -15,8 +15,10 @@ from cryptography.x509.oid import NameOID
 from convener.errors import ConfigurationError, StoreUnavailable
 from convener.store.base import Store
 from convener.store.redis import RedisStore
+from convener.store.redis.address import parse
 from convener.store.redis.endpoint import Endpoint
 from tests.support.servers import FLAVOURS, Flavour, Server, free_port
+from tests.support.topologies import Sentinel
 from tests.support.waiting import wait_until
 
 
@@ -48,8 +50,21 @@ async def _works(url: str, **options: object) -> RedisStore:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("redis+sentinel://h1,h2/db/name", "not supported by this version"),
-        ("valkeys+cluster://h1", "not supported by this version"),
+        ("redis+sentinel://h1,h2/db/name", "needs /DB/NAME"),
+        ("redis+sentinel://h1,h2/name", "needs /DB/NAME"),
+        ("redis+sentinel://h1,h2/0", "needs /DB/NAME"),
+        ("redis+sentinel://h1,h2/0/a/b", "needs /DB/NAME"),
+        ("redis+sentinel:///0/name", "hosts"),
+        ("redis+sentinel://h1,/0/name", "hosts"),
+        ("redis+cluster://h1:x", "hosts"),
+        ("redis+cluster://u:pass/word@h1", "hosts"),
+        ("redis+cluster://h1:0", "hosts"),
+        ("valkeys+cluster://h1/1", "one database only"),
+        ("redis+cluster://h1?nonsense=1", "unknown option 'nonsense'"),
+        ("redis+sentinel://h1/0/name?sentinel_db=1", "unknown option 'sentinel_db'"),
+        ("redis://h1?sentinel_password=x", "unknown option 'sentinel_password'"),
+        ("unix+cluster:///path", "unknown scheme"),
+        ("redis+nodes://h1", "unknown scheme"),
         ("http://h1", "unknown scheme"),
         ("localhost:6379", "unknown scheme"),
         ("redis://h1:port", "Port could not be cast|port"),
@@ -77,7 +92,42 @@ def test_urls_that_are_refused(url: str, says: str) -> None:
     ],
 )
 def test_urls_that_are_taken_and_shown_without_secrets(url: str, where: str) -> None:
-    assert str(Endpoint(url)) == where
+    assert str(Endpoint(parse(url).server_url)) == where
+
+
+@pytest.mark.parametrize(
+    ("url", "server", "hosts", "service", "sentinel"),
+    [
+        (
+            "redis+sentinel://user:p%40w@h1:1,h2,[::1]:3/2/main?sentinel_password=s%26t&ssl_check_hostname=false",
+            "redis://user:p%40w@server/2?ssl_check_hostname=false",
+            (("h1", 1), ("h2", 26379), ("::1", 3)),
+            "main",
+            "redis://sentinel?ssl_check_hostname=false&password=s%26t",
+        ),
+        ("valkeys+sentinel://h1/0/m", "rediss://server/0?", (("h1", 26379),), "m", "rediss://sentinel?"),
+        ("valkey+cluster://:pw@h1,h2:7", "redis://:pw@server?", (("h1", 6379), ("h2", 7)), "", ""),
+        ("rediss+cluster://h1/0?ssl_ca_certs=/x", "rediss://server?ssl_ca_certs=%2Fx", (("h1", 6379),), "", ""),
+    ],
+)
+def test_urls_of_several_servers(
+    url: str, server: str, hosts: tuple[tuple[str, int], ...], service: str, sentinel: str
+) -> None:
+    address = parse(url)
+    assert (address.server_url, address.hosts, address.service, address.sentinel_url) == (
+        server,
+        hosts,
+        service,
+        sentinel,
+    )
+    RedisStore(url)
+
+
+def test_a_refused_url_does_not_give_its_password_away() -> None:
+    for url in ("redis+cluster://u:secret/x@h1", "redis+sentinel://u:secret@h1/x", "redis+sentinel://u:secret@,/0/m"):
+        with pytest.raises(ConfigurationError) as refusal:
+            parse(url)
+        assert "secret" not in str(refusal.value)
 
 
 def test_a_password_cannot_come_from_two_places() -> None:
@@ -142,12 +192,31 @@ async def test_memory_and_eviction(own: Server) -> None:
         await RedisStore(own.url).open()
 
 
-async def test_a_cluster_is_refused_with_words() -> None:
-    with (
-        Server("valkey", options={"cluster-enabled": "yes", "cluster-port": str(free_port())}) as server,
-        pytest.raises(ConfigurationError, match="Cluster is not supported"),
-    ):
-        await RedisStore(server.url).open()
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_what_the_url_does_not_say_is_refused_with_words(flavour: Flavour) -> None:
+    options = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+    with Server(flavour, options=options) as one, Server(flavour) as other, Sentinel(flavour, other) as sentinel:
+        with pytest.raises(ConfigurationError, match=r"is a Redis Cluster: write redis\+cluster"):
+            await RedisStore(one.url).open()
+        with pytest.raises(ConfigurationError, match=r"is a Sentinel: write redis\+sentinel"):
+            await RedisStore(sentinel.url).open()
+        for server in (other, sentinel):
+            with pytest.raises(ConfigurationError, match="is no server of a cluster"):
+                await RedisStore(f"redis+cluster://127.0.0.1:{server.port}").open()
+        with pytest.raises(StoreUnavailable, match="knows nobody who has hash slots"):
+            await RedisStore(f"redis+cluster://127.0.0.1:{one.port}").open()
+        with pytest.raises(ConfigurationError, match="this is no Sentinel"):
+            await RedisStore(f"redis+sentinel://127.0.0.1:{other.port}/0/main").open()
+        with pytest.raises(ConfigurationError, match="know no primary called 'main'"):
+            await RedisStore(f"redis+sentinel://127.0.0.1:{sentinel.port}/0/main").open()
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+async def test_a_replica_is_no_store(flavour: Flavour) -> None:
+    with Server(flavour) as primary, Server(flavour) as replica:
+        replica.ask("REPLICAOF", "127.0.0.1", primary.port)
+        with pytest.raises(StoreUnavailable, match="is a replica"):
+            await RedisStore(replica.url).open()
 
 
 # -- credentials ---------------------------------------------------------------------------------------------------

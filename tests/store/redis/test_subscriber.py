@@ -13,7 +13,7 @@ from convener.errors import StoreUnavailable
 from convener.store.redis import HeartbeatLink, RedisStore
 from convener.store.redis.endpoint import Endpoint, pack
 from convener.store.redis.keys import Keys
-from convener.store.redis.subscriber import BATCH
+from convener.store.redis.station import BATCH
 from tests.support.proxy import Passage, Proxy
 from tests.support.servers import Server
 from tests.support.waiting import wait_until

@@ -1,15 +1,8 @@
-"""The connection that commands take, and the topology: the one module that knows which server a key lives on.
+"""`Link`: the connection that commands to one server take, made anew when it is lost.
 
-Today there is one server, so `Topology.execute` has one `Link`; the key that routes is an argument already.
-
-A `Link` multiplexes one connection. Commands issued within one turn of the event loop leave in one write, in
-the order of the calls; replies are matched in order. It never repeats a command by itself: a command whose
-reply is lost ends with `StoreUnavailable`, outcome unknown, and only its caller knows how to settle that.
-
-The exception is NOSCRIPT, an answer that is known: the script did not run. Somebody flushed the server's
-scripts. Then nothing more is sent until every reply under way has arrived; the scripts are loaded, what did
-not run runs in its old order, and with it what was refused only because an earlier call of the same group had
-not run (the second of two chained appends finds a gap). Callers do not notice.
+It never repeats by itself what may have run: a command whose reply is lost ends with `StoreUnavailable`, outcome
+unknown, and only its caller knows how to settle that. Commands that were never sent wait for the next connection
+until their deadline. What the server refused without running it (`wire`), the link's owner decides.
 """
 
 from __future__ import annotations
@@ -19,16 +12,16 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, Protocol
 
-import hiredis
-
-from convener.errors import ConfigurationError, ConvenerError, InvalidRequest, StoreUnavailable
-from convener.store.redis.endpoint import NOT_YET, Argument, Attached, Endpoint, pack
-from convener.store.redis.errors import AccessRefused, as_configuration, from_reply
-from convener.store.redis.scripts import SCRIPTS, Script
+from convener.errors import ConfigurationError, StoreUnavailable
+from convener.store.redis.endpoint import Argument, Target
+from convener.store.redis.errors import AccessRefused, as_configuration
+from convener.store.redis.history import INFO_SECTIONS, Identity, identify
+from convener.store.redis.scripts import Script
+from convener.store.redis.wire import Again, Call, Reply, Wire
 
 _log = logging.getLogger(__name__)
 
@@ -37,190 +30,61 @@ MAX_IN_FLIGHT_BYTES: Final = 256 * 1024 * 1024
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
-_REFUSALS: Final = (b"GAP", b"PENDING", b"CONFLICT", b"REFUSED")
-
-Reply = Any
-"""bytes, int, None or a list of these: what it is, the script's header says."""
 
 
-class _Call:
-    """A command, from the call to the reply."""
+class Patience:
+    """Deadlines of commands, looked at some twenty times per deadline: one timer, not one per command.
 
-    __slots__ = ("by_text", "expires", "future", "key", "packed", "parts", "script")
+    They go by a clock that stands still while the event loop is blocked: what came in time is read before it counts
+    as late, and what could not be sent gets the time that it was promised.
 
-    def __init__(
-        self,
-        future: asyncio.Future[Reply],
-        script: Script | None,
-        key: str,
-        parts: tuple[Argument, ...],
-        expires: float,
-    ) -> None:
-        self.future = future
-        self.script = script
-        self.key = key
-        self.parts = parts
-        self.expires = expires
-        self.by_text = False
-        try:
-            self.packed: bytes = pack(parts)
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("text with half a surrogate pair cannot be stored") from error
+    Args:
+        deadline: seconds that a command may take, the wait for a connection included.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.script.name if self.script is not None else str(self.parts[0]).lower()
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.now = 0.0
+        self._pause = min(deadline / 20, 0.25)
+        self._watched: list[Callable[[], None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._looked_at = 0.0
 
-    def send_text(self) -> None:
-        """Name the script by its text from now on, which the server cannot lack."""
-        assert self.script is not None
-        self.by_text = True
-        self.packed = pack(("EVAL", self.script.source, *self.parts[2:]))
+    def expiry(self) -> float:
+        """When a command expires that begins now."""
+        return self.now + self._pause + self.deadline
 
-    def succeed(self, reply: Reply) -> None:
-        if not self.future.done():
-            self.future.set_result(reply)
+    def watch(self, look: Callable[[], None]) -> None:
+        """Call `look` at each tick, from now on."""
+        self._watched.append(look)
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._looked_at = loop.time()
+            self._timer = loop.call_later(self._pause, self._tick, loop)
 
-    def fail(self, error: ConvenerError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+    def forget(self, look: Callable[[], None]) -> None:
+        """Undo `watch`."""
+        if look in self._watched:
+            self._watched.remove(look)
+        if not self._watched and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-
-class _Wire(Attached):
-    """One connection: what is written and not yet answered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._loop = asyncio.get_running_loop()
-        self.in_flight: deque[_Call] = deque()
-        self.bytes_in_flight = 0
-        self.reloads = 0
-        self.why = "the connection to the store was lost"
-        self._out: list[bytes] = []
-        self._replay: list[_Call] | None = None
-        self._held: list[_Call] = []
-        self._broken: set[str] = set()
-
-    def send(self, call: _Call) -> None:
-        """Write at the end of this turn of the event loop, or keep it until that is possible again."""
-        self.bytes_in_flight += len(call.packed)
-        if self._replay is None and not self.closed.done():
-            self._put(call)
-        else:
-            self._held.append(call)
-
-    def _put(self, call: _Call) -> None:
-        self.in_flight.append(call)
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(call.packed)
-
-    def _flush(self) -> None:
-        out, self._out = self._out, []
-        self.write(out[0] if len(out) == 1 else b"".join(out))
-
-    def __len__(self) -> int:
-        return len(self.in_flight) + len(self._held) + len(self._replay or ())
-
-    def oldest(self) -> float:
-        """When the first of the commands under way expires; infinite without any."""
-        first = self.in_flight[0].expires if self.in_flight else float("inf")
-        return min(first, self._replay[0].expires) if self._replay else first
-
-    def data_received(self, data: bytes) -> None:
-        self.reader.feed(data)
-        gets, in_flight = self.reader.gets, self.in_flight
-        try:
-            while (reply := gets()) is not NOT_YET:
-                call = in_flight.popleft()
-                if self._replay is None and type(reply) is not hiredis.ReplyError:
-                    self.bytes_in_flight -= len(call.packed)
-                    if not call.future.done():
-                        call.future.set_result(reply)
-                else:
-                    self._unusual(call, reply)
-        except (hiredis.ProtocolError, IndexError) as error:
-            self.why = "the store sent what nobody asked for"
-            _log.error("unexpected data from the store, reconnecting: %r", error)
-            self.abort()
-
-    def _unusual(self, call: _Call, reply: Reply) -> None:
-        """An error reply, or any reply while scripts are being loaded."""
-        if isinstance(reply, hiredis.ReplyError):
-            text = str(reply)
-            if text.startswith("NOSCRIPT") and call.script is not None and not call.by_text:
-                if self._replay is None:
-                    self._replay = []
-                self._replay.append(call)
-                self._broken.add(call.key)
-            else:
-                self.bytes_in_flight -= len(call.packed)
-                call.fail(from_reply(text, call.name))
-        elif call.key in self._broken and call.script is not None and _is_refusal(reply):
-            assert self._replay is not None
-            self._replay.append(call)
-        else:
-            self.bytes_in_flight -= len(call.packed)
-            call.succeed(reply)
-        if self._replay is not None and not self.in_flight:
-            self._run_again(self._replay)
-
-    def _run_again(self, calls: list[_Call]) -> None:
-        held, self._held, self._replay = self._held, [], None
-        self._broken.clear()
-        self.reloads += 1
-        self.load_scripts(calls[0].expires)
-        for call in calls:
-            self.bytes_in_flight -= len(call.packed)
-            call.send_text()
-            self.bytes_in_flight += len(call.packed)
-            self._put(call)
-        for call in held:
-            self._put(call)
-
-    def load_scripts(self, expires: float) -> list[_Call]:
-        """Send SCRIPT LOAD for all; where that is not allowed, each goes by its text when it is needed."""
-        return [self.ask(expires, "SCRIPT", "LOAD", script.source) for script in SCRIPTS.values()]
-
-    def ask(self, expires: float, *parts: Argument) -> _Call:
-        """A command of the connection's own; nobody need look at its outcome."""
-        call = _Call(self._loop.create_future(), None, "", parts, expires)
-        call.future.add_done_callback(_forget_error)
-        self._put(call)
-        self.bytes_in_flight += len(call.packed)
-        return call
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        text = f"{self.why}; the outcome of the command is unknown"
-        for call in (*self.in_flight, *(self._replay or ())):
-            call.fail(StoreUnavailable(text))
-        self.in_flight.clear()
-        self._replay = None
-
-    def take_unsent(self) -> list[_Call]:
-        """Commands that were never written, after the connection is lost."""
-        held, self._held = self._held, []
-        return held
-
-
-def _is_refusal(reply: Reply) -> bool:
-    """Whether a reply says that nothing was done: run again later, it is as if it had come later."""
-    parts = cast("list[Reply]", reply) if isinstance(reply, list) else [reply]
-    return bool(parts) and parts[0] in _REFUSALS
-
-
-def _forget_error(future: asyncio.Future[Reply]) -> None:
-    if not future.cancelled():
-        future.exception()
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        self.now += min(now - self._looked_at, 2 * self._pause)
+        self._looked_at = now
+        self._timer = loop.call_later(self._pause, self._tick, loop)
+        for look in list(self._watched):
+            look()
 
 
 @dataclass(frozen=True, slots=True)
 class LinkStatistics:
-    """Counters of a `Link` since it was opened.
+    """Counters of a `Link`, or of several together, since it was opened.
 
     Attributes:
-        connected: whether there is a connection now.
+        connected: whether there is a connection now, to every server.
         connects: connections that were made.
         in_flight: commands that wait for a reply or for a connection.
         expired: connections given up because a command was not answered in time.
@@ -234,61 +98,86 @@ class LinkStatistics:
     reloads: int
 
 
+class LinkOwner(Protocol):
+    """Who is told what becomes of a link; all on the event loop, none may block or raise."""
+
+    def connected(self, link: Link, identity: Identity) -> None:
+        """There is a connection; what waited is sent next."""
+        ...
+
+    def lost(self, link: Link) -> None:
+        """The connection is gone, and what was never sent waits again."""
+        ...
+
+    def refused(self, link: Link, again: list[Again], held: list[Call]) -> None:
+        """The server refused some commands without running them; see `wire`."""
+        ...
+
+
 class Link:
     """A multiplexed connection to one server that comes back by itself.
 
     Args:
-        deadline: seconds that a command may take, the wait for a connection included. A command that was sent
-            and not answered by then ends the connection: the replies behind it would not come either.
+        patience: says how long commands may take. One that was sent and not answered by then ends the connection:
+            the replies behind it would not come either.
+        codes: of error replies after which a command may run again; see `wire`.
         max_in_flight: commands under way at once; more are refused.
-        on_reconnect: called on the event loop after each connection but the first.
+        primary: whether a replica is no good.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        target: Target,
+        patience: Patience,
+        owner: LinkOwner,
+        codes: frozenset[str],
         *,
-        deadline: float = 5.0,
         max_in_flight: int = 10_000,
-        on_reconnect: Callable[[], None] | None = None,
+        primary: bool = True,
     ) -> None:
-        self.endpoint = endpoint
-        self._deadline = deadline
+        self.target = target
+        self._patience = patience
+        self._owner = owner
+        self._codes = codes
         self._max_in_flight = max_in_flight
-        self._on_reconnect = on_reconnect
-        self._wire: _Wire | None = None
-        self._waiting: deque[_Call] = deque()
+        self._primary = primary
+        self._wire: Wire | None = None
+        self._waiting: deque[Call] = deque()
         self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._why = "the store is not open"
         self._open = False
-        self._clock = 0.0
-        self._pause = min(deadline / 20, 0.25)
-        self._looked_at = 0.0
         self._connects = self._expired = self._reloads = 0
 
     async def open(self) -> None:
         """Connect.
 
         Raises:
-            StoreUnavailable: there is no server, or it does not answer.
+            StoreUnavailable: there is no server, or it does not answer, or it is no primary.
             ConfigurationError: it refuses the credentials.
         """
         self._loop = asyncio.get_running_loop()
-        wire = await self._connect()
+        wire, identity = await self._connect()
+        self._begin(wire, identity)
+
+    def begin(self) -> None:
+        """Connect in the background, again and again; commands wait for it."""
+        self._loop = asyncio.get_running_loop()
+        self._why = f"there is no connection to {self.target.place} yet"
+        self._begin(None, None)
+
+    def _begin(self, wire: Wire | None, identity: Identity | None) -> None:
         self._open = True
-        self._adopt(wire)
+        if wire is not None and identity is not None:
+            self._adopt(wire, identity)
         self._task = self._loop.create_task(self._keep(wire), name="convener-store-link")
-        self._looked_at = self._loop.time()
-        self._watch()
+        self._patience.watch(self._look)
 
     async def close(self) -> None:
         """Drop the connection; commands under way end with `StoreUnavailable`."""
         self._open = False
         self._why = "the store is closed"
-        if self._timer is not None:
-            self._timer.cancel()
+        self._patience.forget(self._look)
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -302,21 +191,35 @@ class Link:
         self._drop_waiting(float("inf"))
         self._waiting_bytes = 0
 
-    def call(self, script: Script, keys: tuple[str, ...], arguments: tuple[Argument, ...]) -> asyncio.Future[Reply]:
+    def retreat(self, calls: Sequence[Call], why: str) -> None:
+        """Give the connection up. These commands did not run: they go to the next one, before those that come now."""
+        if self._wire is not None:
+            self._wire.end(why, calls)
+
+    def call(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> asyncio.Future[Reply]:
         """Run a script. Sent in the order of the calls; the reply is awaited on the future."""
-        return self._submit(script, keys[0], ("EVALSHA", script.sha, len(keys), *keys, *arguments))
+        return self.submit(self._make(script, keys[0], ("EVALSHA", script.sha, len(keys), *keys, *arguments)))
 
-    def execute(self, *parts: Argument) -> asyncio.Future[Reply]:
+    def execute(self, key: str, *parts: Argument) -> asyncio.Future[Reply]:
         """Run a command. Sent in the order of the calls; the reply is awaited on the future."""
-        return self._submit(None, "", parts)
+        return self.submit(self._make(None, key, parts))
 
-    def _submit(self, script: Script | None, key: str, parts: tuple[Argument, ...]) -> asyncio.Future[Reply]:
+    def _make(self, script: Script | None, key: str, parts: Sequence[Argument]) -> Call:
+        if not self._open:
+            raise StoreUnavailable(self._why)
+        return Call(self._loop.create_future(), script, key, parts, self._patience.expiry())
+
+    def submit(self, call: Call) -> asyncio.Future[Reply]:
+        """Take a command.
+
+        Raises:
+            StoreUnavailable: the link is closed or full.
+        """
         if not self._open:
             raise StoreUnavailable(self._why)
         wire = self._wire
         if len(self._waiting) + (0 if wire is None else len(wire)) >= self._max_in_flight:
             raise StoreUnavailable(f"more than {self._max_in_flight} commands wait for the store; it was not sent")
-        call = _Call(self._loop.create_future(), script, key, parts, self._clock + self._pause + self._deadline)
         held = self._waiting_bytes + (0 if wire is None else wire.bytes_in_flight)
         if held + len(call.packed) > MAX_IN_FLIGHT_BYTES:
             raise StoreUnavailable("too much data waits for the store; it was not sent")
@@ -326,6 +229,41 @@ class Link:
         else:
             wire.send(call)
         return call.future
+
+    def take_waiting(self, wanted: Callable[[Call], bool]) -> list[Call]:
+        """Remove commands that wait for a connection, in order."""
+        taken = [call for call in self._waiting if wanted(call)]
+        if taken:
+            self._waiting = deque(call for call in self._waiting if not wanted(call))
+            self._count_waiting()
+        return taken
+
+    def _count_waiting(self) -> None:
+        self._waiting_bytes = sum(len(call.packed) for call in self._waiting)
+
+    def under_way(self) -> Iterable[Call]:
+        """Commands at the present connection: sent, or held back during a stall."""
+        return () if self._wire is None else self._wire.under_way()
+
+    def stall(self) -> None:
+        """Send nothing more until all replies have arrived; then the owner's `refused` is called."""
+        if self._wire is not None:
+            self._wire.stall()
+
+    @property
+    def place(self) -> str:
+        """The server that the present connection goes to; empty without one."""
+        return "" if self._wire is None else self._wire.place
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._wire is not None and not self._wire.closed.done()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits here for a reply or a connection."""
+        return not self._waiting and not self._wire
 
     def statistics(self) -> LinkStatistics:
         """A snapshot of the counters."""
@@ -340,57 +278,68 @@ class Link:
 
     # -- the connection --------------------------------------------------------------------------------------
 
-    async def _connect(self) -> _Wire:
-        wire = _Wire()
-        await self.endpoint.connect(wire, self._deadline)
+    async def _connect(self) -> tuple[Wire, Identity]:
+        wire = Wire(self._codes, self._refused)
+        limit = self._patience.deadline
+        await self.target.connect(wire, limit)
         try:
             # A server that is loading its data takes connections; the PING finds out.
             never = float("inf")
-            asked = [wire.ask(never, "PING"), *wire.load_scripts(never)]
-            async with asyncio.timeout(self._deadline):
+            ping, hello = wire.ask(never, "PING"), wire.ask(never, "HELLO", 2)
+            info = wire.ask(never, "INFO", *INFO_SECTIONS)
+            asked = [ping, hello, info, *wire.load_scripts(never)]
+            async with asyncio.timeout(limit):
                 await asyncio.wait([call.future for call in asked])
-            asked[0].future.result()
-        except AccessRefused as error:
-            if "NOPERM" not in str(error):
-                await wire.release()
-                raise as_configuration(str(error), str(self.endpoint)) from error
+            self._check_ping(ping, wire.place)
+            identity = identify(wire.place, _reply_of(hello), _reply_of(info))
+            if self._primary and identity.role == "slave":
+                raise StoreUnavailable(f"{wire.place} is a replica")
         except TimeoutError as error:
             await wire.release()
-            raise StoreUnavailable(f"{self.endpoint} does not answer") from error
+            raise StoreUnavailable(f"{wire.place} does not answer") from error
         except BaseException:
             await wire.release()
             raise
-        return wire
+        return wire, identity
 
-    def _adopt(self, wire: _Wire) -> None:
+    @staticmethod
+    def _check_ping(ping: Call, place: str) -> None:
+        try:
+            ping.future.result()
+        except AccessRefused as error:
+            if "NOPERM" not in str(error):
+                raise as_configuration(str(error), place) from error
+
+    def _refused(self, again: list[Again], held: list[Call]) -> None:
+        self._owner.refused(self, again, held)
+
+    def _adopt(self, wire: Wire, identity: Identity) -> None:
         self._wire = wire
         self._connects += 1
+        self._owner.connected(self, identity)
         waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
         for call in waiting:
             # Whoever gave up before it was sent is told by that: nothing happened.
             if not call.future.done():
                 wire.send(call)
-        if self._connects > 1 and self._on_reconnect is not None:
-            try:
-                self._on_reconnect()
-            except Exception:
-                _log.exception("on_reconnect failed")
 
-    async def _keep(self, wire: _Wire) -> None:
+    async def _keep(self, wire: Wire | None) -> None:
         """Supervise the connection until the link is closed."""
         while True:
-            await asyncio.shield(wire.closed)
-            self._wire = None
-            self._reloads += wire.reloads
-            self._waiting.extendleft(reversed(wire.take_unsent()))
-            self._waiting_bytes = sum(len(call.packed) for call in self._waiting)
-            await wire.release()
-            _log.warning("%s (%s)", wire.why, self.endpoint)
-            wire = await self._reconnect()
-            self._adopt(wire)
-            _log.info("connected to the store again (%s)", self.endpoint)
+            if wire is not None:
+                await asyncio.shield(wire.closed)
+                self._wire = None
+                self._reloads += wire.reloads
+                self._waiting.extendleft(reversed(wire.take_unsent()))
+                self._count_waiting()
+                await wire.release()
+                _log.warning("%s (%s)", wire.why, wire.place)
+                self._owner.lost(self)
+            wire, identity = await self._reconnect()
+            self._adopt(wire, identity)
+            _log.info("connected to the store (%s)", wire.place)
 
-    async def _reconnect(self) -> _Wire:
+    async def _reconnect(self) -> tuple[Wire, Identity]:
         pause = 0.0
         while True:
             await asyncio.sleep(pause * random.uniform(0.5, 1))
@@ -404,22 +353,13 @@ class Link:
                 _log.exception("unexpected error while reconnecting")
             pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
 
-    def _watch(self) -> None:
-        """Look at the oldest commands, some twenty times per deadline: one timer, not one per command.
-
-        Deadlines go by a clock that stands still while the event loop is blocked: what came in time is read before
-        it counts as late, and what could not be sent gets the time that it was promised.
-        """
-        now = self._loop.time()
-        self._clock += min(now - self._looked_at, 2 * self._pause)
-        self._looked_at = now
-        wire = self._wire
-        if wire is not None and wire.oldest() <= self._clock:
+    def _look(self) -> None:
+        wire, now = self._wire, self._patience.now
+        if wire is not None and wire.oldest() <= now:
             self._expired += 1
-            wire.why = f"the store did not answer within {self._deadline:g} s"
+            wire.why = f"the store did not answer within {self._patience.deadline:g} s"
             wire.abort()
-        self._drop_waiting(self._clock)
-        self._timer = self._loop.call_later(self._pause, self._watch)
+        self._drop_waiting(now)
 
     def _drop_waiting(self, now: float) -> None:
         while self._waiting and self._waiting[0].expires <= now:
@@ -428,16 +368,6 @@ class Link:
             call.fail(StoreUnavailable(f"{self._why}; the command was not sent"))
 
 
-class Topology:
-    """Which link a key takes: here always the same."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-
-    def call(self, script: Script, keys: tuple[str, ...], *arguments: Argument) -> asyncio.Future[Reply]:
-        """Run a script where its keys live; all share one hash tag."""
-        return self.link.call(script, keys, arguments)
-
-    def execute(self, key: str, *parts: Argument) -> asyncio.Future[Reply]:
-        """Run a command where `key` lives."""
-        return self.link.execute(*parts)
+def _reply_of(call: Call) -> Reply:
+    """The reply, None for an error."""
+    return None if call.future.exception() is not None else call.future.result()

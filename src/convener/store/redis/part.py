@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from convener.store.redis.connection import Topology
 from convener.store.redis.keys import Keys
+from convener.store.redis.topology import Topology
 
 CHUNK: Final = 1000
 """Items of one command: some managed stores refuse commands of more than 3,000 arguments."""

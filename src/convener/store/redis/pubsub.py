@@ -19,11 +19,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Subscription:
-    """One channel. `heard_of`: the server has confirmed it once, so that from then on loss is a gap."""
+    """One channel.
+
+    Attributes:
+        slot: decides which server has it.
+        place: the server that it is subscribed at, or is to be; None while it is nowhere.
+        heard_of: a server has confirmed it once, so that from then on loss is a gap.
+    """
 
     channel: bytes
     handler: Callable[[bytes], None]
     on_gap: Callable[[], None]
+    slot: int = 0
+    place: str | None = None
     confirmed: bool = False
     heard_of: bool = False
     waiters: list[asyncio.Future[None]] = field(default_factory=list[asyncio.Future[None]])
@@ -35,6 +43,23 @@ class Subscription:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    async def confirmation(self, limit: float) -> None:
+        """Wait until the server has it.
+
+        Raises:
+            StoreUnavailable: not within `limit` seconds, or refused.
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiters.append(waiter)
+        try:
+            async with asyncio.timeout(limit):
+                await waiter
+        except TimeoutError as error:
+            raise StoreUnavailable("the store did not confirm a subscription in time") from error
+        finally:
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
 
     def fail(self, error: Exception) -> None:
         """It will not come: tell those who wait for it."""

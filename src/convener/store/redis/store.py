@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self, TypedDict
 
 from convener.errors import ConfigurationError, StoreFull
 from convener.store.base import StoreInfo
-from convener.store.redis.connection import Link, LinkStatistics, Topology
+from convener.store.redis.address import parse
+from convener.store.redis.cluster import Cluster
+from convener.store.redis.connection import LinkStatistics, Patience
 from convener.store.redis.conversations import RedisConversations
 from convener.store.redis.endpoint import Credentials, Endpoint
 from convener.store.redis.errors import AccessRefused, StoreCommandError
 from convener.store.redis.heartbeat import HeartbeatLink
+from convener.store.redis.history import History, NewHistory, lines
 from convener.store.redis.keys import Keys
 from convener.store.redis.nodes import RedisMembership, RedisNodes
 from convener.store.redis.scripts import SCRIPTS
+from convener.store.redis.sentinel import Primary, UnderSentinels
 from convener.store.redis.subscriber import Subscriber, SubscriberStatistics
 from convener.store.redis.timers import RedisTimers
+from convener.store.redis.topology import Single, Topology, find_name
 from convener.store.redis.users import RedisIndex, RedisSlots
 
 _log = logging.getLogger(__name__)
@@ -36,24 +42,28 @@ class Capabilities:
         version: of Redis' interface, as (major, minor).
         counts_subscribers: whether a script may count subscribers, without which there is no fast burial.
         eviction: the eviction policy.
+        waits: whether WAIT may be used, without which it is unknown what replicas have.
     """
 
     version: tuple[int, int] | None = None
     counts_subscribers: bool = False
     eviction: str | None = None
+    waits: bool = False
 
 
 class RedisStore(RedisConversations, RedisTimers, RedisSlots, RedisMembership, RedisNodes, RedisIndex):
     """A `Store` in Redis (7.0 or later) or Valkey.
 
     Args:
-        url: see `endpoint.Endpoint`.
+        url: one server, Sentinels, or a cluster; see `address`.
         namespace: first part of every key; several clusters may share one server.
-        credentials: asked for user name and password at each new connection.
-        tls: ``ssl_*`` options of redis-py for ``rediss://`` and ``valkeys://``.
+        credentials: asked for user name and password at each new connection to a server.
+        tls: ``ssl_*`` options of redis-py for TLS.
         deadline: seconds that a command may take.
         max_in_flight: commands under way at once; more are refused with `StoreUnavailable`.
-        on_reconnect: called on the event loop after the connection of the commands was made anew.
+        on_reconnect: called on the event loop after a connection of the commands was made anew.
+        on_new_history: called on the event loop when a server comes back with other data than it had (a restart, a
+            fail-over), so that what was acknowledged last may be missing; before anything is sent to it.
         probe_interval: seconds between two canaries of the subscriber.
         count_interval: seconds between two comparisons of the number of subscriptions with the server's.
         silence: seconds without any sign after which the subscriber's connection is given up.
@@ -72,16 +82,22 @@ class RedisStore(RedisConversations, RedisTimers, RedisSlots, RedisMembership, R
         deadline: float = 5.0,
         max_in_flight: int = 10_000,
         on_reconnect: Callable[[], None] | None = None,
+        on_new_history: Callable[[NewHistory], None] | None = None,
         probe_interval: float = 1.0,
         count_interval: float = 30.0,
         silence: float = 5.0,
     ) -> None:
         self.keys = Keys(namespace)
-        self._endpoint = Endpoint(url, credentials=credentials, tls=tls)
-        self._link = Link(self._endpoint, deadline=deadline, max_in_flight=max_in_flight, on_reconnect=on_reconnect)
-        self.topology = Topology(self._link)
+        self.topology = make_topology(
+            url,
+            credentials,
+            tls,
+            Patience(deadline),
+            max_in_flight=max_in_flight,
+            on_reconnect=on_reconnect,
+            on_new_history=on_new_history,
+        )
         self._subscriber = Subscriber(
-            self._endpoint,
             self.topology,
             self.keys,
             deadline=deadline,
@@ -101,7 +117,7 @@ class RedisStore(RedisConversations, RedisTimers, RedisSlots, RedisMembership, R
     async def open(self) -> None:
         """Connect and probe; see `Store.open`."""
         try:
-            await self._link.open()
+            await self.topology.open()
             self.capabilities = await self._probe()
             await self._subscriber.open()
         except AccessRefused as error:
@@ -114,7 +130,7 @@ class RedisStore(RedisConversations, RedisTimers, RedisSlots, RedisMembership, R
     async def close(self) -> None:
         """Give everything back; see `Store.close`."""
         await self._subscriber.close()
-        await self._link.close()
+        await self.topology.close()
 
     def channel(self, kind: str, ident: str = "") -> str:
         """Name of a channel; see `Store.channel`.
@@ -134,11 +150,16 @@ class RedisStore(RedisConversations, RedisTimers, RedisSlots, RedisMembership, R
 
     def heartbeat_link(self, timeout: float = 0.4) -> HeartbeatLink:
         """A way to the store for the heartbeat thread."""
-        return HeartbeatLink(self._endpoint, self.keys, timeout)
+        return HeartbeatLink(self.topology.target(self.keys.lease), self.keys, timeout)
 
     def statistics(self) -> tuple[LinkStatistics, SubscriberStatistics]:
-        """Snapshots of both connections' counters."""
-        return self._link.statistics(), self._subscriber.statistics()
+        """Snapshots of both kinds of connections' counters."""
+        return self.topology.statistics(), self._subscriber.statistics()
+
+    @property
+    def history(self) -> Mapping[str, History]:
+        """What each server says of its data: which run, which line of replication, how far."""
+        return self.topology.histories()
 
     # -- Bus -------------------------------------------------------------------------------------------------
 
@@ -161,58 +182,122 @@ class RedisStore(RedisConversations, RedisTimers, RedisSlots, RedisMembership, R
     # -- the server ------------------------------------------------------------------------------------------
 
     async def info(self) -> StoreInfo:
-        """What the server says of itself."""
-        shown = await self._info()
-        used, most = shown.get("used_memory", ""), shown.get("maxmemory", "")
-        ratio = int(used) / int(most) if used.isdigit() and most.isdigit() and int(most) else None
+        """What the servers say of themselves; of several, what is worst."""
+        shown = await self._infos()
+        ratios: list[float] = []
+        for of in shown:
+            used, most = of.get("used_memory", ""), of.get("maxmemory", "")
+            if used.isdigit() and most.isdigit() and int(most):
+                ratios.append(int(used) / int(most))
+        versions = {version for of in shown if (version := of.get("valkey_version") or of.get("redis_version"))}
+        policies = await self._policies(shown)
         return StoreInfo(
-            kind="valkey" if "valkey_version" in shown else "redis",
-            version=shown.get("valkey_version") or shown.get("redis_version"),
-            memory_ratio=ratio,
-            eviction=shown.get("maxmemory_policy") or await self._policy(),
+            kind="valkey" if any("valkey_version" in of for of in shown) else "redis",
+            version=min(versions, key=_numbers, default=None),
+            memory_ratio=max(ratios, default=None),
+            eviction=next((policy for policy in policies if policy.startswith("allkeys")), next(iter(policies), None)),
         )
 
-    async def _info(self) -> Mapping[str, str]:
-        try:
-            text: bytes = await self.topology.execute("", "INFO")
-        except (AccessRefused, StoreCommandError):
-            return {}
-        lines = (line.partition(":") for line in text.decode(errors="replace").splitlines())
-        return {name: value for name, colon, value in lines if colon}
+    async def _infos(self) -> Sequence[Mapping[str, str]]:
+        replies = await asyncio.gather(*self.topology.each("INFO"), return_exceptions=True)
+        return [lines(_shown(reply)) for reply in replies]
 
-    async def _policy(self) -> str | None:
-        try:
-            reply = await self.topology.execute("", "CONFIG", "GET", "maxmemory-policy")
-        except (AccessRefused, StoreCommandError):
-            return None
-        return reply[1].decode() if len(reply) == 2 else None
+    async def _policies(self, shown: Sequence[Mapping[str, str]]) -> Sequence[str]:
+        """The eviction policies that can be seen."""
+        if all("maxmemory_policy" in of for of in shown):
+            return [of["maxmemory_policy"] for of in shown]
+        asked = self.topology.each("CONFIG", "GET", "maxmemory-policy")
+        replies = [_shown(reply) for reply in await asyncio.gather(*asked, return_exceptions=True)]
+        return [reply[1].decode() for reply in replies if reply is not None and len(reply) == 2]
 
     async def _probe(self) -> Capabilities:
-        shown = await self._info()
-        if shown.get("cluster_enabled") == "1":
-            raise ConfigurationError("redis_url: a Redis Cluster is not supported by this version")
-        found = re.match(r"(\d+)\.(\d+)", shown.get("redis_version", ""))
-        version = (int(found[1]), int(found[2])) if found else None
+        shown = await self._infos()
+        versions = [_numbers(of["redis_version"]) for of in shown if "redis_version" in of]
+        version = min(versions, default=None)
         if version is not None and version < OLDEST:
             raise ConfigurationError(f"redis_url: needs Redis 7.0 or later, this is {version[0]}.{version[1]}")
-        eviction = shown.get("maxmemory_policy") or await self._policy()
-        if eviction is not None and eviction.startswith("allkeys"):
-            raise ConfigurationError(
-                f"redis_url: maxmemory-policy is {eviction}: it deletes conversations; use noeviction"
-            )
+        policies = await self._policies(shown)
+        for policy in policies:
+            if policy.startswith("allkeys"):
+                raise ConfigurationError(
+                    f"redis_url: maxmemory-policy is {policy}: it deletes conversations; use noeviction"
+                )
         counts = await self._try_scripts()
         if not counts:
             _log.warning("the store's scripts cannot count subscribers: fast burial is not possible")
-        return Capabilities(version, counts, eviction)
+        waits = await asyncio.gather(self.topology.execute(self.keys.version, "WAIT", 0, 1), return_exceptions=True)
+        return Capabilities(version, counts, next(iter(policies), None), isinstance(_shown(waits[0]), int))
 
     async def _try_scripts(self) -> bool:
-        """Run a script like ours, and publish to each kind of channel; whether scripts count subscribers."""
+        """Run a script like ours, and publish to each kind of channel; then on every server. Whether scripts count
+        subscribers where the membership is.
+        """
+        k = self.keys
         try:
-            counts = await self.topology.call(SCRIPTS["probe"], (self.keys.version,), self.keys.live("probe"))
-            for channel in (self.keys.channel("probe"), self.keys.node_channel("probe")):
+            counts = await self.topology.call(SCRIPTS["probe"], (k.version,), k.live("probe"))
+            for channel in (k.channel("probe"), k.node_channel("probe")):
                 await self.topology.execute(channel, "SPUBLISH", channel, "")
+            for place in self.topology.targets():
+                there = find_name(self.topology, place, lambda number: f"probe{number}", k.node_channel)
+                await self.topology.call(SCRIPTS["probe"], (k.records(there),), k.node_channel(there))
         except StoreFull:
             raise
         except StoreCommandError as error:
             raise ConfigurationError(f"redis_url: the server cannot run convener's scripts: {error}") from error
         return counts == 1
+
+
+def make_topology(
+    url: str,
+    credentials: Credentials | None,
+    tls: dict[str, str] | None,
+    patience: Patience,
+    *,
+    max_in_flight: int,
+    on_reconnect: Callable[[], None] | None,
+    on_new_history: Callable[[NewHistory], None] | None,
+) -> Topology:
+    """What the URL names.
+
+    Raises:
+        ConfigurationError: it cannot be used.
+    """
+    address = parse(url)
+    server = Endpoint(address.server_url, credentials=credentials, tls=tls)
+    options: _Options = {
+        "max_in_flight": max_in_flight,
+        "on_reconnect": on_reconnect,
+        "on_new_history": on_new_history,
+    }
+    match address.kind:
+        case "single":
+            return Single(server, patience, **options)
+        case "sentinel":
+            sentinel = Endpoint(address.sentinel_url, tls=tls)
+            primary = Primary([sentinel.at(*host) for host in address.hosts], server, address.service)
+            return UnderSentinels(primary, patience, **options)
+        case "cluster":
+            return Cluster(address.hosts, server, patience, **options)
+
+
+class _Options(TypedDict):
+    max_in_flight: int
+    on_reconnect: Callable[[], None] | None
+    on_new_history: Callable[[NewHistory], None] | None
+
+
+def _shown(reply: Any) -> Any:
+    """A reply; None where an access list forbids the command, or the server does not know it.
+
+    Raises: every other error.
+    """
+    if isinstance(reply, AccessRefused | StoreCommandError):
+        return None
+    if isinstance(reply, BaseException):
+        raise reply
+    return reply
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else OLDEST
