@@ -7,7 +7,7 @@ import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import islice, takewhile
 from types import MappingProxyType
 from typing import Final
 
@@ -57,6 +57,19 @@ class _List:
 
     activity: dict[str, int] = field(default_factory=dict[str, int])
     order: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+
+
+@dataclass(slots=True)
+class _Timers:
+    """One part of what is to happen when: ``conversation|timer`` by time, and the same in order."""
+
+    due: dict[str, int] = field(default_factory=dict[str, int])
+    order: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+
+
+def _apart(member: str) -> tuple[str, str]:
+    cid, _, timer_id = member.partition("|")
+    return cid, timer_id
 
 
 def _seq(entry: LogEntry) -> int:
@@ -179,22 +192,29 @@ class _ConversationTables:
 
 class _TimerTables:
     def __init__(self) -> None:
-        self._timers: dict[int, dict[tuple[str, str], int]] = {}
+        self._timers: dict[int, _Timers] = {}
 
     def set_timer(self, cid: str, timer_id: str, due: int) -> None:
-        self._timers.setdefault(timer_shard(cid), {})[cid, timer_id] = due
+        self.clear_timer(cid, timer_id)
+        held = self._timers.setdefault(timer_shard(cid), _Timers())
+        held.due[f"{cid}|{timer_id}"] = due
+        insort(held.order, (due, f"{cid}|{timer_id}"))
 
     def clear_timer(self, cid: str, timer_id: str) -> bool:
-        shard = self._timers.get(timer_shard(cid), {})
-        cleared = shard.pop((cid, timer_id), None) is not None
-        if cleared and not shard:
-            del self._timers[timer_shard(cid)]
-        return cleared
+        shard, member = timer_shard(cid), f"{cid}|{timer_id}"
+        held = self._timers.get(shard)
+        due = None if held is None else held.due.pop(member, None)
+        if held is None or due is None:
+            return False
+        del held.order[bisect_left(held.order, (due, member))]
+        if not held.order:
+            del self._timers[shard]
+        return True
 
     def due_timers(self, shard: int, until: int, limit: int) -> Sequence[tuple[str, str, int]]:
-        held = self._timers.get(shard, {})
-        due = [(cid, timer_id, at) for (cid, timer_id), at in held.items() if at <= until]
-        return sorted(due, key=lambda timer: (timer[2], f"{timer[0]}|{timer[1]}"))[: max(limit, 0)]
+        held = self._timers.get(shard)
+        first = () if held is None else takewhile(lambda timer: timer[0] <= until, held.order)
+        return [(*_apart(member), due) for due, member in islice(first, max(limit, 0))]
 
 
 class _UserTables:
