@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -151,6 +152,7 @@ async def test_a_step_is_retried_and_its_last_error_is_the_turns(make_cluster: M
 
 async def test_a_recorded_error_is_raised_again(make_cluster: MakeCluster) -> None:
     outside = Recorder()
+    causes: list[BaseException | None] = []
 
     async def agent(turn: Turn) -> None:
         def fail() -> None:
@@ -160,8 +162,9 @@ async def test_a_recorded_error_is_raised_again(make_cluster: MakeCluster) -> No
         said = ""
         try:
             await turn.step("fail", fail, record_errors=True)
-        except (ValueError, StepFailed) as error:
+        except StepFailed as error:
             said = str(error)
+            causes.append(error.__cause__)
         await turn.step("wait", outside.open.wait)
         await turn.reply(said)
 
@@ -175,6 +178,33 @@ async def test_a_recorded_error_is_raised_again(make_cluster: MakeCluster) -> No
     await wait_until(sink.replies, "the turn is done")
     assert sink.replies() == ["ValueError: no such thing"]
     assert outside.ran == ["fail"]
+    assert [type(cause) for cause in causes] == [ValueError, type(None)]
+
+
+async def test_a_step_returns_the_same_before_and_after_a_crash(make_cluster: MakeCluster) -> None:
+    """Not the function's own object, which only the attempt that runs it would see."""
+
+    @dataclass
+    class Found:
+        places: tuple[str, ...]
+
+    outside = Recorder()
+    seen: list[Any] = []
+
+    async def agent(turn: Turn) -> None:
+        seen.append(await turn.step("find", lambda: Found(("Rome",))))
+        await turn.step("wait", outside.open.wait)
+        await turn.reply("done")
+
+    cluster = await make_cluster(agent)
+    await cluster[0].maybe_start_agent_loop("c", user_id="u")
+    sink = await join(cluster, 1, "c", "s")
+    await cluster[0].send_event_to_conversation("c", {})
+    await wait_until(lambda: _steps(sink), "the step is recorded")
+    await cluster.kill(0)
+    outside.open.set()
+    await wait_until(sink.replies, "the turn is done")
+    assert seen == [{"places": ["Rome"]}, {"places": ["Rome"]}]
 
 
 async def test_code_that_does_not_fit_the_record_fails_the_turn(make_cluster: MakeCluster) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import inspect
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, Self, cast
 
 import msgspec
 from typing_extensions import TypeVar
@@ -102,9 +102,16 @@ class Retry:
 
 
 class StepFailed(ConvenerError):
-    """A step had failed in an earlier attempt of the turn, and that was recorded (``record_errors=True``)."""
+    """A step has failed, in this attempt of the turn or in an earlier one, and that is recorded
+    (``record_errors=True``). Its cause is the exception, in the attempt that ran the step.
+    """
 
     code = "step_failed"
+
+    @classmethod
+    def of(cls, error: Mapping[str, str]) -> Self:
+        """Of a recorded ``{type, message}``."""
+        return cls(f"{error.get('type', 'Error')}: {error.get('message', '')}")
 
 
 def _check_timeout(timeout: object) -> None:
@@ -242,23 +249,26 @@ class Turn(Generic[S]):
         """Run ``func(*args)`` once, whatever happens to this node: its result is recorded when it is done, and given
         back instead of a second run when the turn is repeated. Steps may run at the same time.
 
+        What comes back is what the record has, in every attempt: a tuple is a list, a dataclass a dict.
+
         Args:
             name: of the step; with the number of its occurrence in the turn it identifies the record.
             func: plain (run in a thread) or async; returns a JSON value. Between the end of `func` and its record a
                 crash makes it run again: use `key` against services that can recognise a repetition.
             retry: how to try again when it raises; default not at all.
-            record_errors: whether its final exception is recorded too, and raised as `StepFailed` in a repetition.
+            record_errors: whether its final exception is recorded too, and raised as `StepFailed`.
 
         Raises:
             OwnershipLost: the turn is not this node's any more.
             InvalidRequest, PayloadTooLarge: the result cannot be recorded.
+            StepFailed: `func` has raised, and that is recorded.
             Exception: whatever `func` raised at last.
         """
         check_id(name, "name")
         number, recorded = self._ledger.ask(name)
         if recorded is not None:
             if recorded.error is not None:
-                raise StepFailed(f"{recorded.error.get('type', 'Error')}: {recorded.error.get('message', '')}")
+                raise StepFailed.of(recorded.error)
             return recorded.result
         if self._go_no_further:
             # The node is leaving: the turn is cut off here, and goes on with this step elsewhere.
@@ -287,8 +297,9 @@ class Turn(Generic[S]):
         text = to_json(data, self._limit, f"the result of step {name}")
         await asyncio.shield(self._record([Entry(STEP, data, text)]).written)
         if failure is not None:
-            raise failure
-        return data["result"]
+            raise StepFailed.of(data["error"]) from failure
+        # Not the object itself: where the two differ, the agent would go wrong after a crash only.
+        return msgspec.json.decode(text, type=dict[str, Any])["result"]
 
     async def _run_step(self, func: Callable[..., Any], args: Sequence[Any], retry: Retry | None) -> Any:
         pauses = (retry or Retry(attempts=1)).pauses()
