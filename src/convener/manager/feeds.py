@@ -2,6 +2,10 @@
 
 A feed holds an exact place and nothing else of the log: live entries come from the view's ring, anything older from
 the store. So its memory is bounded whatever the client does, and a client that is slow simply reads later.
+
+The same goes for the answer that is being written: a feed knows how much of each part its client has, and whenever the
+client has seen the log as far as the view has, sends it the rest as one piece. So a turn's pieces come between its
+`turn_started` and its end, who joins late gets one piece for each part, and who is slow gets fewer and larger ones.
 """
 
 from __future__ import annotations
@@ -13,17 +17,22 @@ import structlog
 
 from convener.core import cursor as cursors
 from convener.core.cursor import Cursor
+from convener.core.live import Rest, Writing
 from convener.core.model import Page
 from convener.core.view import START, Place
+from convener.core.wire import turn_id
 from convener.errors import ConvenerError
 from convener.manager.base import ClientSink
 from convener.manager.context import NodeContext
-from convener.manager.views import Item, View, decode
+from convener.manager.published import Item, decode
+from convener.manager.views import View
 
 log = structlog.get_logger(__name__)
 
 MAX_PAGE: Final = 256
 PAGE_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = 1 << 20
+"""Of a part, so much at a time: a client takes what it could take as a log entry."""
 
 
 class ClientFeed:
@@ -53,6 +62,8 @@ class ClientFeed:
         self._go = asyncio.Event()
         self._joined = False
         self._status: tuple[str, bool] | None = None
+        self._writing: Writing | None = None
+        self._got: dict[str, int] = {}
         self.task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -93,6 +104,7 @@ class ClientFeed:
                 return True
             else:
                 await self._tell_status()
+            await self._tell_pieces()
             if not self._woken.is_set():
                 await self._woken.wait()
 
@@ -133,7 +145,7 @@ class ClientFeed:
         if page.resync:
             self._node.metrics.resyncs.labels(reason="cursor").inc()
             await self._send("resync", {"conversation_id": self.view.cid})
-            self._place = START
+            self._place, self._writing = START, None
         self._adapt(page)
         self._generation = page.generation
         if not page.entries and self._place.epoch == 0:
@@ -173,6 +185,7 @@ class ClientFeed:
             "node": node,
         }
         await self._send("joined", payload)
+        view.follow_pieces()
 
     async def _tell_status(self) -> None:
         now = (self.view.status, self.view.busy)
@@ -180,6 +193,46 @@ class ClientFeed:
             self._status = now
             payload = {"conversation_id": self.view.cid, "status": now[0], "busy": now[1]}
             await self._send("status", payload)
+
+    # -- the answer that is being written -------------------------------------------------------------------------
+
+    def _may_see(self) -> bool:
+        """Whether the client has seen the log exactly as far as the view has, and an answer is being written there."""
+        view = self.view
+        if self._place != view.place or self._generation != view.generation or view.answer.writing is None:
+            return False
+        if view.answer.writing != self._writing:
+            self._writing, self._got = view.answer.writing, {}
+        return True
+
+    async def _tell_pieces(self) -> None:
+        """Send of each part what there is beyond what the client has."""
+        answer = self.view.answer
+        if not self._may_see() or not answer.more(self._got):
+            return
+        for part in answer.parts():
+            # Looked at again after each wait: a slow client then gets all that has come meanwhile.
+            await self._sink.ready(self.connection_id)
+            if not self._may_see():
+                return
+            rest = self.view.answer.rest(part, self._got.get(part, 0), PIECE_BYTES)
+            if rest is not None:
+                await self._send_piece(rest)
+        if self._may_see() and self.view.answer.more(self._got):
+            self._woken.set()
+
+    async def _send_piece(self, rest: Rest) -> None:
+        position, attempt, _ = self._writing or (0, 0, 0)
+        self._got[rest.part] = rest.offset + len(rest.data)
+        payload = {
+            "turn": turn_id(position),
+            "attempt": attempt,
+            "part": rest.part,
+            "type": rest.type,
+            "offset": rest.offset,
+            "data": rest.data,
+        }
+        await self._send("delta", payload)
 
     async def _say_stopped(self, reason: str) -> None:
         await self._send("status", {"conversation_id": self.view.cid, "status": "stopped", "busy": False})

@@ -10,72 +10,33 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
-import msgspec
 import structlog
 
-from convener.core import cursor as cursors
 from convener.core.cursor import Cursor
 from convener.core.directory import LoopStatus
-from convener.core.model import LogEntry, Meta
+from convener.core.live import Live, Piece
+from convener.core.model import LogEntry, Page
 from convener.core.replay import SETTLING
 from convener.core.view import START, Place, accept
-from convener.errors import ConvenerError, NotFound
+from convener.core.wire import publish_status
+from convener.errors import ConvenerError, NotFound, StoreUnavailable
 from convener.manager.context import NodeContext
+from convener.manager.live import LivePieces
+from convener.manager.published import Item, Publication, decode, decode_publication
+from convener.manager.standing import GIVEN_UP, Standing, resting
+
+__all__ = ["Item", "Publication", "View", "Views", "decode"]
 
 log = structlog.get_logger(__name__)
 
 RING: Final = 256
 """Entries that a view keeps in memory; a client further behind reads the store."""
 PAGE: Final = 128
+RESTING: Final = frozenset({"hibernated", "waiting", "failed"})
+"""Statuses of a conversation that nobody owns, as they are published."""
 FAR: Final = Cursor(place=Place(0, 10**14))
-
-
-class Event(msgspec.Struct):
-    """The JSON of a log entry."""
-
-    kind: str
-    turn: str
-    ts: int
-    data: Any
-
-    def field(self, name: str) -> Any:
-        """A member of `data`, None if data is not an object or has no such member."""
-        data: Any = self.data
-        return cast(dict[str, Any], data).get(name) if isinstance(data, dict) else None
-
-
-class Publication(msgspec.Struct):
-    """A message of a conversation's channel (`convener.core.wire`)."""
-
-    t: str
-    epoch: int = 0
-    seq: int = 0
-    n: int = 0
-    events: list[msgspec.Raw] = []
-    status: str = ""
-    pos: int = 0
-    id: str = ""
-    kind: str = "message"
-    user: str = ""
-    ts: int = 0
-    data: msgspec.Raw = msgspec.Raw(b"")
-
-
-_event = msgspec.json.Decoder(Event)
-_publication = msgspec.json.Decoder(Publication)
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An entry as clients get it, decoded once per node."""
-
-    place: Place
-    before: Place
-    event: Event
-    payload: dict[str, Any]
 
 
 class InboxListener(Protocol):
@@ -92,30 +53,11 @@ class Feed(Protocol):
     def wake(self) -> None: ...
 
 
-def decode(entry: LogEntry, before: Place, generation: str) -> Item:
-    """Decode an entry for clients. A damaged one is shown as kind `damaged` rather than stopping everybody."""
-    try:
-        event = _event.decode(entry.event)
-    except msgspec.MsgspecError:
-        log.exception("damaged log entry", epoch=entry.epoch, seq=entry.seq)
-        event = Event("damaged", "", 0, None)
-    payload = {
-        "seq": entry.seq,
-        "cursor": cursors.at(generation, entry.epoch, entry.seq),
-        "epoch": entry.epoch,
-        "kind": event.kind,
-        "turn": event.turn,
-        "data": event.data,
-        "ts": event.ts,
-    }
-    return Item(Place(entry.epoch, entry.seq), before, event, payload)
-
-
-class View:
+class View(Standing):
     """One conversation on this node."""
 
     def __init__(self, node: NodeContext, cid: str) -> None:
-        self._node = node
+        super().__init__(node)
         self.cid = cid
         self.channel = node.store.channel("c", cid)
         self.generation = ""
@@ -124,43 +66,13 @@ class View:
         self.feeds: set[Feed] = set()
         self.listener: InboxListener | None = None
         self.references = 0
-        self.owner = ""
-        self.epoch = 0
-        self.open_turn = ""
-        self.loaded = False
-        self.stopped_reason: str | None = None
-        self.override: LoopStatus | None = None
-        self.sent_away = False
         self.ready = asyncio.Event()
+        self._live = LivePieces(node, cid)
         self._behind = False
         self._catching = False
         self._waiters: list[Callable[[], None]] = []
 
     # -- status ----------------------------------------------------------------------------------------------
-
-    @property
-    def busy(self) -> bool:
-        """Whether a message is being answered, as far as the log shows."""
-        return bool(self.open_turn) and self.loaded
-
-    @property
-    def status(self) -> LoopStatus:
-        """The conversation's status, derived from the log and from what only the channel says."""
-        if self.stopped_reason is not None:
-            return "stopped"
-        if self.override is not None:
-            return self.override
-        if not self.loaded:
-            return "hibernated" if self.epoch else "starting"
-        if self.owner in self._node.buried:
-            return "recovering"
-        return "running" if self.open_turn else "idle"
-
-    def set_head(self, meta: Meta) -> None:
-        """Take status from a head that was read."""
-        self.owner, self.epoch, self.loaded = meta.owner, meta.epoch, bool(meta.owner)
-        self.open_turn = "?" if meta.owner and meta.cursor > meta.done else ""
-        self.stopped_reason = "" if meta.status == "stopped" else None
 
     def set_override(self, status: LoopStatus | None) -> None:
         """Show a status that the log does not (recovering, draining); None to go by the log again."""
@@ -181,41 +93,60 @@ class View:
             self.stopped_reason = None
             self.wake()
 
-    def _show(self, item: Item) -> None:
-        kind = item.event.kind
-        if kind == "open":
-            self.owner, self.epoch, self.loaded = str(item.event.field("node") or ""), item.place.epoch, True
-            self.open_turn, self.stopped_reason, self.override, self.sent_away = "", None, None, False
-        elif kind == "turn_started":
-            self.open_turn = item.event.turn
-        elif kind in SETTLING:
-            self.open_turn = ""
-        elif kind == "stopped":
-            self.stopped_reason = str(item.event.field("reason") or "")
-            self.open_turn, self.loaded, self.owner = "", False, ""
+    async def announce(self, status: LoopStatus) -> None:
+        """Say on the channel what no entry says: the status in which its owner, this node, has left the conversation.
+
+        Who does not hear it reads it in the head, as after any gap.
+        """
+        try:
+            await self._node.store.publish(self.channel, publish_status(self.epoch, status).encode())
+        except StoreUnavailable as error:
+            log.info("cannot say in which status it is", conversation_id=self.cid, status=status, error=str(error))
 
     # -- input -----------------------------------------------------------------------------------------------
 
     def on_publication(self, raw: bytes) -> None:
         """Take one message of the channel; a malformed one is counted and treated like a missed one."""
-        try:
-            publication = _publication.decode(raw)
-        except msgspec.MsgspecError:
+        publication = decode_publication(raw)
+        if publication is None:
             self._node.metrics.malformed.labels(where="conversation").inc()
             log.warning("malformed publication skipped", conversation_id=self.cid, size=len(raw))
             self.on_gap()
             return
-        if publication.t == "in":
-            if self.listener is not None:
-                self.listener.heard(publication)
-        elif publication.t == "log":
-            self._on_log(publication)
-        elif publication.t == "status" and publication.epoch >= self.epoch and publication.status == "hibernated":
-            self._hibernated()
+        match publication.t:
+            case "in":
+                if self.listener is not None:
+                    self.listener.heard(publication)
+            case "log":
+                self._on_log(publication)
+            case "piece":
+                self._on_pieces(publication)
+            case "status":
+                self._on_status(publication)
+            case _:
+                log.debug("unknown publication", conversation_id=self.cid, kind=publication.t)
+
+    def _on_status(self, publication: Publication) -> None:
+        if not self.ready.is_set():
+            self._behind = True
+        elif publication.epoch >= self.epoch:
+            if publication.status in RESTING:
+                self.unloaded(cast(LoopStatus, publication.status))
+                if not self.sent_away:
+                    # It is also what RESUME says of a conversation that was stopped.
+                    self.stopped_reason = None
             self.wake()
 
-    def _hibernated(self) -> None:
-        self.loaded, self.owner, self.open_turn, self.override = False, "", "", None
+    def _on_pieces(self, publication: Publication) -> None:
+        if not self.feeds or not self.ready.is_set():
+            self._live.forget()
+        elif not self._live.hear(publication, keep=self._catching):
+            self.wake()
+        elif self._wants_pieces():
+            self._begin_catching()
+        else:
+            # Of a turn that the log as it is known here has not begun.
+            self.fall_behind()
 
     def _on_log(self, publication: Publication) -> None:
         if not publication.events:
@@ -232,6 +163,7 @@ class View:
 
     def on_gap(self) -> None:
         """Publications may have been missed."""
+        self._live.missing = True
         self.fall_behind()
         if self.listener is not None:
             self.listener.missed()
@@ -241,18 +173,25 @@ class View:
         if self._catching or not self.ready.is_set():
             self._behind = True
             return
-        before = self.place
-        good, place, missing = accept(self.place, entries)
-        for entry in good:
-            item = decode(entry, before, self.generation)
-            before = item.place
-            self.ring.append(item)
-            self._show(item)
-        self.place = place
+        good, _, missing = accept(self.place, entries)
+        self._take(good, heard=True)
         if missing:
             self.fall_behind()
+        elif self._behind or self._wants_pieces():
+            self._begin_catching()
         elif good:
             self.wake()
+
+    def _take(self, entries: Sequence[LogEntry], *, heard: bool) -> None:
+        before = self.place
+        for entry in entries:
+            item = decode(entry, before, self.generation)
+            self.place = before = item.place
+            self.ring.append(item)
+            self.show(item)
+            self._live.show(item.event, heard=heard)
+            if heard and item.event.kind == "turn_failed" and item.event.field("code") == GIVEN_UP:
+                self._behind = True
 
     def wake(self) -> None:
         """Let the feeds, and who waits for a change, look again."""
@@ -280,64 +219,96 @@ class View:
     def fall_behind(self) -> None:
         """The log must be read."""
         self._behind = True
+        self._begin_catching()
+
+    def _begin_catching(self) -> None:
         if not self._catching and self.ready.is_set():
             self._catching = True
             self._node.supervisor.spawn(f"catch up {self.cid}", self._catch_up())
 
+    def follow_pieces(self) -> None:
+        """A client is live: what it may see of the answer that is being written has to be known."""
+        if self._wants_pieces():
+            self._begin_catching()
+
+    def _wants_pieces(self) -> bool:
+        return self._live.wanted and bool(self.feeds)
+
+    @property
+    def answer(self) -> Live:
+        """The answer that is being written, as of `place`."""
+        return self._live.answer
+
     async def load(self) -> None:
         """Find the log's end and the head, after the subscription was confirmed. Raises `NotFound`."""
         self._behind = False
-        head = await self._node.store.head(self.cid)
         page = await self._node.store.read(self.cid, FAR, 1)
-        if head is None or page is None:
+        if page is None:
             raise NotFound(f"no conversation {self.cid}")
-        self.generation, self.place = page.generation, Place(*page.tip)
         # What is left of an earlier time does not join on to this place.
-        self.ring.clear()
-        self.set_head(head)
+        await self._begin(page)
         self.ready.set()
         if self._behind:
             self.fall_behind()
 
+    async def _begin(self, page: Page) -> None:
+        """Follow from the end of the log as `page` tells it. The head is read after it: what it says of turns that
+        have ended is then true of everything before that end, and what it knows too early, the log says again.
+        """
+        head = await self._node.store.head(self.cid)
+        if head is None:
+            raise NotFound(f"no conversation {self.cid}")
+        asks = await self._node.store.asks(self.cid) if head.asks else ()
+        self.generation, self.place = page.generation, Place(*page.tip)
+        self.ring.clear()
+        self.set_head(head, asks)
+        self._live.set_head(head)
+
     async def _catch_up(self) -> None:
         try:
-            while self._behind and self.references:
-                self._behind = False
+            while (self._behind or self._wants_pieces()) and self.references:
+                behind, self._behind = self._behind, False
                 try:
-                    await self._read_on()
+                    await self._read_on(behind)
                 except ConvenerError as error:
                     log.info("cannot read the log, again", conversation_id=self.cid, error=str(error))
                     self._behind = True
                     await asyncio.sleep(0.2)
+                self.wake()
         finally:
             self._catching = False
-        self.wake()
 
-    async def _read_on(self) -> None:
+    async def _read_on(self, behind: bool) -> None:
+        """Read what there is of the live answer, if it is wanted, and then the log to its end."""
+        pieces: Sequence[Piece] = ()
+        try:
+            if self._wants_pieces():
+                pieces = await self._live.read(self.generation, self.place)
+            if await self._read_log() or behind:
+                await self._look_for_owner()
+        except ConvenerError:
+            self._live.failed()
+            raise
+        self._live.take(pieces)
+
+    async def _read_log(self) -> bool:
+        """Read on to the end of the log. True if anything was read."""
+        found = False
         while True:
             page = await self._node.store.read(self.cid, Cursor(self.generation, self.place), PAGE)
             if page is None:
                 self.stopped_reason = "deleted" if self.stopped_reason is None else self.stopped_reason
-                return
+                self.answer.closed()
+                return False
             if page.resync:
                 # The history was rolled back or made anew. Each feed finds out by its own cursor.
                 self._node.metrics.resyncs.labels(reason="history").inc()
-                self.generation, self.place = page.generation, Place(*page.tip)
-                self.ring.clear()
-                head = await self._node.store.head(self.cid)
-                if head is not None:
-                    self.set_head(head)
-                return
-            before = self.place
-            for entry in page.entries:
-                item = decode(entry, before, self.generation)
-                before = item.place
-                self.ring.append(item)
-                self._show(item)
-            self.place = before
+                await self._begin(page)
+                return False
+            self._take(page.entries, heard=False)
+            found = found or bool(page.entries)
             if self.place >= Place(*page.tip) or not page.entries:
-                await self._look_for_owner()
-                return
+                return found
             self.wake()
 
     def ended_since(self, place: Place, turn: str) -> str | None:
@@ -348,11 +319,13 @@ class View:
         return None
 
     async def _look_for_owner(self) -> None:
-        """The log does not show a hibernation, and its publication may have been among what was missed."""
-        if self.loaded:
+        """The log does not show that a conversation was released or given up, and its publication may have been among
+        what was missed.
+        """
+        if self.loaded or self._resting != "hibernated":
             head = await self._node.store.head(self.cid)
             if head is not None and not head.owner:
-                self._hibernated()
+                self.unloaded(resting(head))
 
     def after(self, place: Place) -> list[Item] | None:
         """Ring items after `place`, None if the ring does not reach back that far."""

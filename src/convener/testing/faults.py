@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Final
 
 from convener.errors import StoreUnavailable
-from convener.store.base import Store
+from convener.store.base import Handler, Store
 
 FAULTY: Final = frozenset(
     {"create", "send", "unsend", "claim", "resolve", "append", "release", "disown", "stop", "resume", "erase"}
@@ -30,14 +31,43 @@ class FaultyStore:
         random: source of every decision, so that a seed replays a run (up to the scheduling of real time).
         rate: of calls, how many fail: half before they are applied, half after.
         delay: at most so many seconds before a call, for as many calls again.
+        loss: of publications, how many do not arrive. Nobody is told before `mend`.
     """
 
-    def __init__(self, store: Store, random: random.Random, rate: float = 0.0, delay: float = 0.0) -> None:
+    def __init__(
+        self, store: Store, random: random.Random, rate: float = 0.0, delay: float = 0.0, loss: float = 0.0
+    ) -> None:
         self._store = store
         self._random = random
         self.rate = rate
         self.delay = delay
+        self.loss = loss
         self.failed: Counter[str] = Counter()
+        self.lost = 0
+        self._gaps: dict[str, Callable[[], None]] = {}
+
+    async def subscribe(self, channel: str, handler: Handler, on_gap: Callable[[], None]) -> None:
+        """As `Bus.subscribe`, over a connection that loses publications."""
+
+        def hear(payload: bytes) -> None:
+            if self.loss and self._random.random() < self.loss:
+                self.lost += 1
+            else:
+                handler(payload)
+
+        self._gaps[channel] = on_gap
+        await self._store.subscribe(channel, hear, on_gap)
+
+    async def unsubscribe(self, channel: str) -> None:
+        """As `Bus.unsubscribe`."""
+        self._gaps.pop(channel, None)
+        await self._store.unsubscribe(channel)
+
+    def mend(self) -> None:
+        """Lose nothing more, and say that something may have been lost, as a connection does that was made again."""
+        self.loss = 0.0
+        for on_gap in list(self._gaps.values()):
+            on_gap()
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._store, name)
