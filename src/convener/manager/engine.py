@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 PAUSE_S: Final = 0.25
 STOP_TIMEOUT_S: Final = 10.0
 REASON_BYTES: Final = 4096
-RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped", "failed": "failed", "held": "waiting"}
+RELEASED_AS: Final[Mapping[EndReason, LoopStatus]] = {"stopped": "stopped", "failed": "failed"}
 
 
 class Elsewhere(Protocol):

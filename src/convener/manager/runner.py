@@ -247,6 +247,7 @@ class Runner:
         except ConvenerError:
             return
         self._finish(status)
+        await self.view.announce("waiting" if status == "held" else "failed")
 
     # -- inbox ---------------------------------------------------------------------------------------------------
 
