@@ -6,6 +6,7 @@ import pytest
 
 from tests.gateway.sockets import ALICE, connected
 from tests.gateway.support import Node
+from tests.gateway.writing import under_way
 from tests.support.jsclient import javascript_client, missing
 
 # Without Node.js there is no JavaScript client to test; `make test` installs both.
@@ -38,6 +39,35 @@ async def test_resuming_and_ending_by_itself(served: Node) -> None:
     async with javascript_client(served.url, "c1", *arguments) as node:
         assert await node.close() == 0
         assert node.of("event") == log[2:]
+
+
+async def test_an_answer_while_it_is_written(served: Node) -> None:
+    async with (
+        connected(served.url, ALICE) as python,
+        javascript_client(served.url, "c1", "--user", "alice") as node,
+    ):
+        await node.until("joined", lambda: node.of("joined"))
+        await node.call("message", {"data": {"text": "/wait"}})
+        pen = await under_way(served)
+        written = ("Hällo ", "😀, ", "world")
+        for number, piece in enumerate(written, start=1):
+            await pen.write(piece)
+            await node.until("the piece", lambda number=number: len(node.of("delta")) == number)
+        assert [(delta["offset"], delta["data"]) for delta in node.of("delta")] == [
+            (0, "Hällo "),
+            # In code points: JavaScript counts two for the emoji.
+            (6, "😀, "),
+            (9, "world"),
+        ]
+        await python.until("delta")
+        assert "".join(delta["data"] for delta in python.of("delta")) == "".join(written)
+        async with connected(served.url, ALICE) as late:
+            (whole,) = await late.until("delta")
+            assert (whole["offset"], whole["data"]) == (0, "".join(written))
+            names = [name for name, _ in late.heard]
+            assert names.index("joined") < names.index("delta")
+        served.agent.go.set()
+        await python.answered()
 
 
 async def test_a_refusal_and_a_stop(served: Node) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from convener.gateway import sse
 from convener.gateway.auth import Identity
-from convener.gateway.sse import CAPACITY, HIGH_WATER, SseSink
+from convener.gateway.sse import CAPACITY, HIGH_BYTES, HIGH_WATER, SseSink
 from tests.gateway.support import Node, serving
 from tests.gateway.test_http import answered, create, say
+from tests.gateway.writing import under_way
 from tests.support.waiting import wait_until
 
 
@@ -87,6 +88,13 @@ async def with_log(node: Node) -> list[dict[str, Any]]:
     return (await node.http.get("/api/conversations/c1/events")).json()["events"]
 
 
+async def until(opened: Stream, name: str) -> list[Event]:
+    """The next event of a name; others are passed over."""
+    while (found := await opened.events(1))[0].name != name:
+        pass
+    return found
+
+
 async def gone(node: Node) -> None:
     """Nothing is left of any stream."""
     sessions = node.gateway.context.sessions
@@ -120,6 +128,35 @@ async def test_replay_then_joined_then_live(served: Node) -> None:
         assert all(event.id == event.data["cursor"] for event in entries)
         # Nothing but a log entry may move the client's place.
         assert {event.id for event in live if event.name != "event"} <= {None}
+    await gone(served)
+
+
+async def test_an_answer_while_it_is_written(served: Node) -> None:
+    await create(served)
+    async with stream(served) as opened:
+        await say(served, {"text": "/wait"})
+        pen = await under_way(served)
+        await pen.write("It was ")
+        found = await opened.events(5)
+        (first,) = await until(opened, "delta")
+        assert (first.name, first.id) == ("delta", None)
+        assert first.data == {
+            "turn": "t1",
+            "attempt": 1,
+            "part": "text",
+            "type": "text",
+            "offset": 0,
+            "data": "It was ",
+        }
+        cursor = max(event.id for event in found if event.id is not None)
+        await pen.write("a\nnight")
+        (second,) = await until(opened, "delta")
+        assert (second.data["offset"], second.data["data"]) == (7, "a\nnight")
+        async with stream(served, last=cursor) as again:
+            (whole,) = await until(again, "delta")
+            assert (whole.data["offset"], whole.data["data"]) == (0, "It was a\nnight")
+        served.agent.go.set()
+        assert (await until(opened, "event"))[0].data["kind"] == "reply"
     await gone(served)
 
 
@@ -250,6 +287,19 @@ async def test_the_sink_makes_its_feed_wait() -> None:
     first = await anext(events)
     assert first.encode() == b'id: g.1.0\r\nevent: event\r\ndata: {"seq":0,"cursor":"g.1.0"}\r\n\r\n'
     await asyncio.wait_for(waiting, 5)
+
+
+async def test_the_sink_makes_its_feed_wait_for_large_events_too() -> None:
+    sink = SseSink()
+    await sink.send("x", "delta", {"data": "." * HIGH_BYTES})
+    await sink.send("x", "delta", {"data": "small"})
+    waiting = asyncio.create_task(sink.ready("x"))
+    events = sink.events()
+    await asyncio.wait({waiting}, timeout=0)
+    assert not waiting.done()
+    await anext(events)
+    await asyncio.wait_for(waiting, 5)
+    assert (await anext(events)).encode() == b'event: delta\r\ndata: {"data":"small"}\r\n\r\n'
 
 
 async def test_the_sink_ends_after_what_is_queued() -> None:

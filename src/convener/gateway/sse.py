@@ -27,6 +27,8 @@ SEND_TIMEOUT: Final = 30.0
 """Seconds that a client may take to receive one event before it is given up."""
 HIGH_WATER: Final = 64
 """Events that wait for the client before its feed pauses."""
+HIGH_BYTES: Final = 1 << 20
+"""Characters of JSON that wait for the client before its feed pauses."""
 CAPACITY: Final = 1024
 """Events that may wait at all; a feed that does not pause is a fault, and ends the stream."""
 
@@ -35,7 +37,8 @@ class SseSink:
     """A `ClientSink` for one stream."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[str, Mapping[str, Any]]] = deque()
+        self._waiting: deque[tuple[str, str, str | None]] = deque()
+        self._size = 0
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -45,16 +48,20 @@ class SseSink:
         """Queue one event."""
         if self._closed:
             return
-        self._waiting.append((event, payload))
+        # Only log entries move a client's place; pieces of an answer that is being written (`delta`) have none.
+        cursor = payload.get("cursor") if event == "event" else None
+        text = dumps(payload).decode()
+        self._waiting.append((event, text, cursor))
+        self._size += len(text)
         self._changed.set()
-        if len(self._waiting) >= HIGH_WATER:
+        if len(self._waiting) >= HIGH_WATER or self._size >= HIGH_BYTES:
             self._room.clear()
         if len(self._waiting) > CAPACITY:
             log.error("a feed did not wait for its client; the stream ends", connection_id=connection_id)
             await self.close()
 
     async def ready(self, connection_id: str) -> None:
-        """Return when fewer than `HIGH_WATER` events wait, or nobody reads any more."""
+        """Return when fewer than `HIGH_WATER` events and `HIGH_BYTES` wait, or nobody reads any more."""
         await self._room.wait()
 
     async def disconnect(self, connection_id: str) -> None:
@@ -71,12 +78,11 @@ class SseSink:
         """What to send, until closed."""
         while True:
             while self._waiting:
-                event, payload = self._waiting.popleft()
-                if len(self._waiting) < HIGH_WATER:
+                event, text, cursor = self._waiting.popleft()
+                self._size -= len(text)
+                if len(self._waiting) < HIGH_WATER and self._size < HIGH_BYTES:
                     self._room.set()
-                # Only log entries move a client's place.
-                cursor = payload.get("cursor") if event == "event" else None
-                yield ServerSentEvent(dumps(payload).decode(), event=event, id=cursor)
+                yield ServerSentEvent(text, event=event, id=cursor)
             if self._closed:
                 return
             self._changed.clear()
