@@ -222,6 +222,136 @@ def test_tail_starts_over_when_told_to(capsys: pytest.CaptureFixture[str]) -> No
     assert script.requests[1].headers["last-event-id"] == "c1"
 
 
+def piece(offset: int, data: Any, *, turn: str = "t1", attempt: int = 1, part: str = "text") -> list[str]:
+    kind = "text" if isinstance(data, str) else "call"
+    fields = {"turn": turn, "attempt": attempt, "part": part, "type": kind, "offset": offset, "data": data}
+    return ["event: delta", f"data: {json.dumps(fields)}", ""]
+
+
+def turned(seq: int, kind: str, data: Any = None, turn: str = "t1") -> list[str]:
+    return ["event: event", f"id: c{seq}", f"data: {json.dumps(entry(seq, kind, data) | {'turn': turn})}", ""]
+
+
+STOPPED = ["event: stopped", 'data: {"reason": "done"}', ""]
+
+
+def tailed(capsys: pytest.CaptureFixture[str], *streams: list[str]) -> list[str]:
+    """What is printed of each line after the time."""
+    with scripted_server(*(events(*lines) for lines in streams)) as script:
+        assert run(["tail", "c1", "--url", script.url]) == 0
+    return [" ".join([line[:6].strip(), line[18:].strip()]) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_tail_shows_an_answer_while_it_is_written_and_not_again(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tailed(
+        capsys,
+        [
+            *turned(3, "turn_started", {"attempt": 1}),
+            *piece(0, "It was a dark"),
+            *piece(13, " and\nstormy\x1b[31m"),
+            *turned(4, "reply", {"text": "It was a dark and\nstormy\x1b[31m"}),
+            *turned(5, "turn_done", {}),
+            *turned(6, "turn_started", {"attempt": 1}, "t2"),
+            *piece(0, "night", turn="t2"),
+            *turned(7, "reply", {"text": "night", "partial": True}, "t2"),
+            *STOPPED,
+        ],
+    )
+    assert lines == [
+        '3 turn_started      {"attempt": 1}',
+        "… reply             It was a dark and\\nstormy\\x1b[31m",
+        "5 turn_done",
+        '6 turn_started      {"attempt": 1}',
+        "… reply             night",
+    ]
+
+
+def test_tail_prints_a_reply_that_says_something_else(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tailed(
+        capsys,
+        [
+            *piece(0, "a draft"),
+            *turned(4, "reply", {"text": "a fair copy"}),
+            *piece(0, "more"),
+            *turned(5, "reply", "more"),
+            *turned(6, "reply", {"text": "nothing of it was shown"}),
+            *turned(7, "reply", {"text": "of another turn"}, "t2"),
+            *STOPPED,
+        ],
+    )
+    assert lines == [
+        "… reply             a draft",
+        "4 reply             a fair copy",
+        "… reply             more",
+        "5 reply             more",
+        "6 reply             nothing of it was shown",
+        "7 reply             of another turn",
+    ]
+
+
+def test_tail_shows_what_comes_in_between_on_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = tailed(
+        capsys,
+        [
+            *piece(0, "one "),
+            *turned(4, "input", {"user_id": "u", "data": "hurry"}, "t2"),
+            *piece(4, "two"),
+            *piece(0, "hmm", part="thought"),
+            *piece(0, [{"call": 1}], part="calls"),
+            *piece(1, [{"call": 2}], part="calls"),
+            *piece(3, "!", part="thought"),
+            *turned(5, "reply", {"text": "one two", "thought": "hmm!", "calls": [{"call": 1}, {"call": 2}]}),
+            *STOPPED,
+        ],
+    )
+    assert lines == [
+        "… reply             one",
+        "4 input             u: hurry",
+        "… reply             two",
+        "… reply             thought: hmm",
+        '… reply             calls: [{"call": 1}]',
+        '… reply             calls: [{"call": 2}]',
+        "… reply             thought: !",
+    ]
+
+
+def test_tail_repeats_nothing_after_a_reconnection_and_begins_anew_with_an_attempt(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = tailed(
+        capsys,
+        [*piece(0, "cut o")],
+        [*piece(0, "cut off"), *piece(3, " of"), *piece(7, " he")],
+        [
+            *turned(4, "turn_started", {"attempt": 2}),
+            *piece(0, "again", attempt=2),
+            *piece(7, "late", attempt=1),
+            *turned(5, "reply", {"text": "again"}),
+            "event: resync",
+            "data: {}",
+            "",
+            *piece(0, "again", attempt=2),
+            *STOPPED,
+        ],
+    )
+    assert lines == [
+        "… reply             cut o",
+        "… reply             ff he",
+        '4 turn_started      {"attempt": 2}',
+        "… reply             again",
+        "… reply             again",
+    ]
+
+
+def test_tail_prints_pieces_as_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with scripted_server(events(*piece(0, "a"), *piece(0, [1], part="calls"), *logged(4, "a"), *STOPPED)) as script:
+        assert run(["tail", "c1", "--json", "--url", script.url]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == {"turn": "t1", "attempt": 1, "part": "text", "type": "text", "offset": 0, "data": "a"}
+    assert lines[1]["data"] == [1]
+    assert lines[2]["seq"] == 4
+
+
 def test_tail_of_an_unknown_conversation_fails_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with scripted_server(problem(404, "not_found", "no conversation c1")) as script:
         assert run(["tail", "c1", "--url", script.url]) == 1

@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from convener.cli.client import NodeAnswered, NodeClient, NodeUnreachable
+from convener.cli.live import LiveAnswer, OpenLine
 from convener.cli.options import DEFAULT_URL, Conversation, Json, Timeout, Token, Url
 from convener.cli.output import cell, print_json, printable
 from convener.cli.sse import ServerSentEvent, parse_events
@@ -42,7 +43,8 @@ def tail(
 ) -> None:
     """Print the log of a conversation and follow it until Ctrl-C.
 
-    A lost connection is made again and goes on where it was cut. With `--json` each entry is one line.
+    An answer is shown while it is written. A lost connection is made again and goes on where it was cut.
+    With `--json` each entry is one line, and each piece of an answer that is being written (it has an `offset`).
 
     Examples: `convener tail c1`, `convener tail c1 -n 20`, `convener tail c1 --no-follow --json`
     """
@@ -55,6 +57,8 @@ def tail(
         except KeyboardInterrupt:
             # The usual way to end it, so neither a failure nor worth a word.
             sys.stdout.flush()
+        finally:
+            follower.close()
 
 
 class _Follower:
@@ -66,6 +70,12 @@ class _Follower:
         self._cursor: str | None = None
         self._follow = follow
         self._json = json
+        self._answer = LiveAnswer()
+        self._line = OpenLine()
+
+    def close(self) -> None:
+        """Leave the screen as it should be found."""
+        self._line.end()
 
     def run(self, client: NodeClient) -> None:
         """Print until the stream ends for good.
@@ -98,7 +108,7 @@ class _Follower:
                 if not connected or error.status < 500:
                     raise
                 reason = str(error)
-            print(f"{reason}; connecting again", file=sys.stderr)
+            self._note(f"{reason}; connecting again")
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -107,28 +117,60 @@ class _Follower:
         if event.last_id is not None:
             self._cursor = event.last_id
         if event.event == "event":
-            entry: dict[str, Any] = json_module.loads(event.data)
-            if self._json:
-                print_json(entry, compact=True)
-            else:
-                print(describe(entry), flush=True)
+            self._entry(json_module.loads(event.data))
+        elif event.event == "delta":
+            self._delta(json_module.loads(event.data))
         elif event.event == "joined":
             return not self._follow
         elif event.event == "resync":
             self._cursor = None
-            print("the log was rebuilt: everything follows again from its beginning", file=sys.stderr)
+            self._answer.forget()
+            self._note("the log was rebuilt: everything follows again from its beginning")
         elif event.event == "stopped":
             reason = json_module.loads(event.data).get("reason")
-            print(f"the conversation was stopped: {reason}", file=sys.stderr)
+            self._note(f"the conversation was stopped: {reason}")
             return True
         return False
+
+    def _entry(self, entry: dict[str, Any]) -> None:
+        shown = self._answer.entry(entry)
+        if self._json:
+            print_json(entry, compact=True)
+            return
+        self._line.end()
+        if not shown:
+            print(describe(entry), flush=True)
+
+    def _delta(self, delta: dict[str, Any]) -> None:
+        if self._json:
+            print_json(delta, compact=True)
+            return
+        new = self._answer.take(delta)
+        if not new:
+            return
+        part = "" if delta["part"] == "text" else f"{cell(delta['part'])}: "
+        head = _head("…", time.time(), "reply") + part
+        if isinstance(new, str):
+            self._line.write((delta["turn"], delta["attempt"], part), head, printable(new))
+        else:
+            self._line.end()
+            print(head + cell(new), flush=True)
+
+    def _note(self, text: str) -> None:
+        self._line.end()
+        print(text, file=sys.stderr)
 
 
 def describe(entry: dict[str, Any]) -> str:
     """One line for a log entry: number, local time, kind, and what is worth reading of its data."""
-    moment = datetime.fromtimestamp(entry["ts"] / 1000).astimezone().strftime("%H:%M:%S")
     kind: str = entry["kind"]
-    return f"{entry['seq']:>6}  {moment}  {kind:<{_KIND_WIDTH}}  {_gist(kind, entry['data'])}".rstrip()
+    head = _head(str(entry["seq"]), entry["ts"] / 1000, kind)
+    return f"{head}{_gist(kind, entry['data'])}".rstrip()
+
+
+def _head(number: str, seconds: float, kind: str) -> str:
+    moment = datetime.fromtimestamp(seconds).astimezone().strftime("%H:%M:%S")
+    return f"{number:>6}  {moment}  {kind:<{_KIND_WIDTH}}  "
 
 
 def _gist(kind: str, data: object) -> str:
