@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
+
+from redis.asyncio import Redis
 
 from convener.core.model import AppendRequest, Meta
 from convener.manager.base import Question
@@ -150,6 +152,19 @@ async def no_timer_is_due(cluster: InProcessCluster, cid: str) -> None:
         return all(entry[0] != cid for entry in due)
 
     await wait_until(is_clear, f"nothing of {cid} is due")
+
+
+async def keys_of(cluster: InProcessCluster) -> set[str]:
+    """Names of all keys that hold anything of conversations, their users and their timers."""
+    url = cluster._url  # pyright: ignore[reportPrivateUsage]
+    if url is None:
+        names = await cluster._memory.keys()  # pyright: ignore[reportPrivateUsage]
+    else:
+        prefix = f"{{{cluster._namespace}:"  # pyright: ignore[reportPrivateUsage]
+        async with cast("Any", Redis).from_url(url, decode_responses=True) as client:
+            found = [str(key) async for key in client.scan_iter(f"{prefix}*", count=1000)]
+        names = {key.removeprefix(prefix).replace("}", "", 1) for key in found}
+    return {name for name in names if name.startswith(("c:", "u:", "i:", "t:"))}
 
 
 def ends(sink: RecordingSink) -> list[tuple[str, str]]:

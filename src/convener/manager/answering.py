@@ -25,7 +25,7 @@ class State:
     """The agent's durable state, kept as text: what an agent goes on doing to its state must not reach the next turn.
 
     Attributes:
-        error: why it cannot be read, None if it can.
+        error: why `copy` could not read it, None if it could.
     """
 
     def __init__(self, limit: int, codec: Codec) -> None:
@@ -35,17 +35,17 @@ class State:
         self.error: str | None = None
 
     def load(self, raw: bytes | None) -> None:
-        """Take what the store has."""
-        try:
-            self._codec.decode(raw)
-        except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
-        else:
-            self._text = raw
+        """Take what the store has. It is kept as it is, also if it cannot be read."""
+        self._text = raw
 
     def copy(self) -> Any:
         """The state for one turn; None if it cannot be read."""
-        return None if self.error is not None else self._codec.decode(self._text)
+        self.error = None
+        try:
+            return self._codec.decode(self._text)
+        except Exception as error:
+            self.error = f"{type(error).__name__}: {error}"
+            return None
 
     def take(self, state: object) -> bytes | None:
         """Take what a turn has made of it; None if that is what it was.

@@ -111,6 +111,9 @@ class Conversation:
     async def unschedule(self, alarm_id: str) -> bool:
         """Take an alarm back. False if it has fired, or was never set. Within a turn it is a durable step."""
         store = self._node.store
+        if not alarm_id.startswith(ALARM_TIMER):
+            # Deadlines of questions are in the same list.
+            return False
 
         async def drop() -> bool:
             dropped = await insist(self._node, lambda: store.drop_alarm(self.id, alarm_id))

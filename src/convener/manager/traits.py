@@ -39,8 +39,12 @@ class DictCodec:
     """A plain JSON object."""
 
     def decode(self, raw: bytes | None) -> dict[str, Any]:
-        """The state. Raises `msgspec.MsgspecError`."""
-        return msgspec.json.decode(raw or b"{}", type=dict[str, Any])
+        """The state. Raises `msgspec.MsgspecError`, `ValueError`."""
+        state = msgspec.json.decode(raw or b"{}", type=dict[str, Any])
+        if state.keys() == {VERSION, STATE}:
+            # What has no version is older than all that have: as any older version, it must not spoil the newer one's.
+            raise ValueError(f"the state is of version {state[VERSION]}, the agent's has none")
+        return state
 
     def encode(self, state: Any, limit: int) -> bytes:
         """Its text."""
@@ -63,7 +67,7 @@ class ModelCodec:
         is_struct = issubclass(model, msgspec.Struct)
         if not (self._is_pydantic or is_struct or dataclasses.is_dataclass(model)):
             raise ConfigurationError(f"the state {model.__name__} is no msgspec.Struct, dataclass or pydantic model")
-        if isinstance(version, bool) or version < 1:
+        if isinstance(version, bool) or not isinstance(cast("object", version), int) or version < 1:
             raise ConfigurationError("the version of a state must be a number from 1")
         try:
             model()
@@ -79,22 +83,28 @@ class ModelCodec:
         """The state. Raises `ValueError` (`msgspec.MsgspecError`, pydantic's errors), or whatever `migrate` raises."""
         if raw is None:
             return self._model()
-        held = msgspec.json.decode(raw, type=dict[str, Any])
+        held = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         # What was written without a model is as version 0 wrote it.
-        version, data = (held[VERSION], held[STATE]) if held.keys() == {VERSION, STATE} else (0, held)
+        version, text = 0, raw
+        if held.keys() == {VERSION, STATE}:
+            version, text = msgspec.json.decode(held[VERSION], type=int), bytes(held[STATE])
         if version != self._version:
             if self._migrate is None or version > self._version:
                 raise ValueError(f"the state is of version {version}, the agent's is {self._version}")
-            data = self._migrate(version, data)
+            text = msgspec.json.encode(self._migrate(version, msgspec.json.decode(text)))
+        # From text, not from what is decoded already: keys that are no strings, times, and the like come back as such.
         if self._is_pydantic:
-            return self._model.model_validate(data)
-        return msgspec.convert(data, self._model)
+            return self._model.model_validate_json(text)
+        return msgspec.json.decode(text, type=self._model)
 
     def encode(self, state: Any, limit: int) -> bytes:
         """Its text."""
         if not isinstance(state, self._model):
             raise InvalidRequest(f"the state must be a {self._model.__name__}, not a {type(state).__name__}")
-        data = state.model_dump(mode="json") if self._is_pydantic else state
+        try:
+            data = state.model_dump(mode="json") if self._is_pydantic else state
+        except Exception as error:
+            raise InvalidRequest(f"the state cannot be written: {error}") from error
         return to_json({VERSION: self._version, STATE: data}, limit, "the state").encode()
 
 
