@@ -156,6 +156,21 @@ class Settings(BaseSettings):
     )
 
     # --- membership -------------------------------------------------------------------------------
+    placement: Literal["local", "least_loaded", "rendezvous"] = Field(
+        default="local",
+        description="Where a conversation starts: `local` on the node that was asked, `least_loaded` on the node with "
+        "the fewest, `rendezvous` on the node that its id points to.",
+    )
+    capacity: int = Field(
+        default=0,
+        ge=0,
+        description="Conversations that a node takes before it lets another one start them, if that has fewer; 0 = no "
+        "limit.",
+    )
+    rebalance: bool = Field(
+        default=True,
+        description="Move idle conversations, a few at a time, from nodes that have far more than the others.",
+    )
     lease_ttl: PositiveSeconds = Field(
         default=10.0,
         description="Silence after which a node is declared dead and its conversations move, in seconds.",

@@ -7,7 +7,12 @@ name-based mappings to increase hit rates" (1998), highest random weight.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+UNEVEN: Final = 8
+"""Conversations above the mean below which nothing is moved: moving costs more than it brings then."""
 
 
 def _weight(key: str, node: str) -> bytes:
@@ -29,3 +34,17 @@ def successors(name: str, names: Iterable[str], count: int = 3) -> Sequence[str]
 def sync_interval(nodes: int) -> float:
     """Seconds between two state notifications of a node: one, and 0.1 more for every ten nodes."""
     return 1.0 + 0.1 * (nodes // 10)
+
+
+def surplus(loads: Mapping[str, int], name: str) -> int:
+    """How many conversations `name` has beyond its share; 0 unless the difference is worth a move.
+
+    Hysteresis: nothing moves until a node has a quarter, and at least `UNEVEN`, more than the mean; then it gives away
+    down to the mean, and not to a node that would thereby have more than it.
+    """
+    if name not in loads or len(loads) < 2:
+        return 0
+    mean = sum(loads.values()) / len(loads)
+    if loads[name] < max(mean * 1.25, mean + UNEVEN):
+        return 0
+    return math.floor(loads[name] - mean)

@@ -127,6 +127,8 @@ class ClusteredConversationManager(StandaloneConversationManager):
         keep("forgetting", self._members.forget_forever)
         keep("lease watch", self._watch_lease)
         keep("new life", self._be_reborn)
+        if node.options.rebalance:
+            keep("balance", self._moves.balance.run)
         if node.options.fast_burial:
             keep("burial watch", self._members.look_forever)
 

@@ -24,6 +24,7 @@ __all__ = ["PUBLISH_LIMIT", "Agent", "LimitPolicy", "NodeContext", "NodeOptions"
 LimitPolicy = Literal["evict_idle", "reject", "queue"]
 Overlap = Literal["enqueue", "reject", "interrupt"]
 RecoveryMode = Literal["resume", "wait", "fail"]
+Placement = Literal["local", "least_loaded", "rendezvous"]
 
 
 @runtime_checkable
@@ -65,6 +66,9 @@ class NodeOptions:
     limit_policy: LimitPolicy = "evict_idle"
     overlap_policy: Overlap = "enqueue"
     recovery: RecoveryMode = "resume"
+    placement: Placement = "local"
+    capacity: int = 0
+    rebalance: bool = True
     max_pending_messages: int = 100
     max_payload_bytes: int = 1 << 20
     lease_ttl: float = 10.0

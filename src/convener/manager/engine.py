@@ -58,8 +58,12 @@ class Elsewhere(Protocol):
         """Let another node own a conversation of this one. Raises `ConvenerError` if none has taken it."""
         ...
 
-    async def start(self, cid: str) -> Started:
-        """Let another node start a conversation. Raises as a start."""
+    def choose(self, cid: str) -> str | None:
+        """Where a conversation is to start, None for here."""
+        ...
+
+    async def start(self, cid: str, node: str | None = None) -> Started:
+        """Let another node (this one: an incarnation) start a conversation. Raises as a start."""
         ...
 
 
@@ -172,11 +176,15 @@ class Engine:
         """See `Starts`."""
         await self.admission.make_room(user, cid, reason, attempt)
 
-    async def start_elsewhere(self, cid: str) -> Started:
+    def choose(self, cid: str) -> str | None:
+        """See `Starts`."""
+        return None if self.elsewhere is None else self.elsewhere.choose(cid)
+
+    async def start_elsewhere(self, cid: str, node: str | None = None) -> Started:
         """See `Starts`."""
         if self.elsewhere is None:
             raise OwnerUnavailable("this node is leaving", retry_after=1.0)
-        return await self.elsewhere.start(cid)
+        return await self.elsewhere.start(cid, node)
 
     async def keep_queued(self, cid: str, nonce: str) -> bool:
         """See `Starts`."""

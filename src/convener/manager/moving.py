@@ -18,6 +18,7 @@ import structlog
 
 from convener.errors import ConvenerError, InvalidRequest, NotFound, OwnerUnavailable
 from convener.ids import node_of
+from convener.manager.balancing import Balance
 from convener.manager.base import MoveResult
 from convener.manager.calls import Calls
 from convener.manager.engine import Engine
@@ -40,6 +41,7 @@ class Moves:
         self._node = engine.node
         self._members = members
         self._calls = calls
+        self.balance = Balance(engine, members, self)
         calls.serve("take", self._serve_take)
         calls.serve("move", self._serve_move)
         calls.serve("drain", self._serve_drain)
@@ -52,9 +54,13 @@ class Moves:
             return False
         return await self.give(runner.cid, target, cut=True) == "moved"
 
-    async def start(self, cid: str) -> Started:
+    def choose(self, cid: str) -> str | None:
         """See `Elsewhere`."""
-        target = self.least_loaded()
+        return self.balance.choose(cid)
+
+    async def start(self, cid: str, node: str | None = None) -> Started:
+        """See `Elsewhere`."""
+        target = node or self.least_loaded()
         if target is None:
             raise OwnerUnavailable("this node is leaving, and there is no other", retry_after=1.0)
         epoch = await self._calls.ask(target, "take", {"conversation_id": cid, "source": ""}, TAKE_S)
@@ -145,7 +151,7 @@ class Moves:
         if self._node.draining:
             raise OwnerUnavailable("this node is leaving too", code="not_taken")
         if not source:
-            return (await self._engine.starter.ensure(cid, "wake")).epoch
+            return (await self._engine.starter.ensure_here(cid, "wake")).epoch
         started = await self._engine.starter.take(cid, source)
         if not started.here:
             raise OwnerUnavailable("another node owns the conversation")

@@ -28,6 +28,7 @@ from convener.errors import (
     ConversationFailed,
     ConversationHeld,
     ConversationStopped,
+    LimitExceeded,
     NotFound,
     OwnershipLost,
     OwnerUnavailable,
@@ -108,7 +109,11 @@ class Starts(Protocol):
         """
         ...
 
-    async def start_elsewhere(self, cid: str) -> Started:
+    def choose(self, cid: str) -> str | None:
+        """The node where a conversation is to start by the policy on placement, None for here."""
+        ...
+
+    async def start_elsewhere(self, cid: str, node: str | None = None) -> Started:
         """This node is leaving: let another one start the conversation. Raises `OwnerUnavailable` if none does."""
         ...
 
@@ -130,6 +135,7 @@ class Starter:
         self._records = records
         self._host = host
         self._flights: dict[str, asyncio.Task[Started]] = {}
+        self._chosen: set[str] = set()
 
     def is_starting(self, cid: str) -> bool:
         """Whether a start of this conversation is under way here."""
@@ -148,6 +154,14 @@ class Starter:
             OwnershipLost: this node may not act, or its life has ended meanwhile.
         """
         return await self._join_flight(cid, reason, "")
+
+    async def ensure_here(self, cid: str, reason: ClaimReason) -> Started:
+        """The same, but if nobody owns it, then here: another node has chosen this one. Not passed on again."""
+        self._chosen.add(cid)
+        try:
+            return await self._join_flight(cid, reason, "")
+        finally:
+            self._chosen.discard(cid)
 
     async def take(self, cid: str, source: str) -> Started:
         """Own a conversation in the place of `source`, a live node that asks for that and does nothing under its
@@ -230,7 +244,24 @@ class Starter:
             # Often over in a moment; what was read before the pause is read again.
             await self._node.lease.wait_valid(SUSPENDED_S)
             return None
+        if not source and reason not in ("takeover", "restart") and cid not in self._chosen:
+            placed = await self._place(cid)
+            if placed is not None:
+                return placed
         return await self._attempt(meta, cid, slot, reason, source)
+
+    async def _place(self, cid: str) -> Started | None:
+        """Let the node start it that the policy names. None if that is this one, or the other did not do it."""
+        node = self._host.choose(cid)
+        if node is None:
+            return None
+        try:
+            return await self._host.start_elsewhere(cid, node)
+        except (NotFound, ConversationStopped, LimitExceeded):
+            raise
+        except ConvenerError as error:
+            log.info("started here instead of elsewhere", conversation_id=cid, node=node, error=str(error))
+            return None
 
     def _is_live(self, owner: str) -> bool:
         """Whether `owner` counts as owner. One that is this node, without a runner, is a start to finish."""
