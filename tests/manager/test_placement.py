@@ -36,10 +36,8 @@ async def test_least_loaded_spreads_what_one_node_is_asked_for(make_cluster: Mak
     cluster = await make_cluster(echo, options=options)
     for i in range(9):
         await cluster[0].maybe_start_agent_loop(f"c{i}", user_id=f"u{i}")
-        await wait_until(
-            lambda n=i: sum(cluster[0].engine.elsewhere.balance.loads().values()) == n + 1,  # type: ignore[union-attr]
-            "the directory knows",
-        )
+        directory = cluster[0].engine.node.directory
+        await wait_until(lambda n=i, d=directory: len(list(d.listed())) == n + 1, "the directory knows")
     assert spread(cluster) == {"node-0": 3, "node-1": 3, "node-2": 3}
     sink = await join(cluster, 0, "c1", "s", user_id="u1")
     await cluster[0].send_event_to_conversation("c1", {"text": "hello"})
