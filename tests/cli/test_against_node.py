@@ -197,6 +197,19 @@ def test_tail_follows_until_ctrl_c(command: Commands, url: str, tmp_path: Path) 
         assert process.errors == []
 
 
+def test_tail_shows_an_answer_once(command: Commands, url: str, tmp_path: Path) -> None:
+    cid = new_id()
+    command.text("send", cid, "hello", "--create")
+    with convener("tail", cid, "--url", url, "--token", TOKEN, directory=tmp_path) as process:
+        process.wait_for_output("turn_done")
+        command.text("send", cid, "/stream one two three")
+        wait_until_sync(lambda: sum("turn_done" in line for line in process.output) == 2, "it is answered")
+        said = [line for line in process.output if "  reply  " in line]
+        assert [re.sub(r".* reply +", "", line) for line in said] == ["hello", "/stream one two three"]
+        process.signal(signal.SIGINT)
+        assert process.wait() == 0
+
+
 def test_tail_ends_when_the_conversation_is_stopped(command: Commands, url: str, tmp_path: Path) -> None:
     cid = new_id()
     command.text("send", cid, "hello", "--create")

@@ -289,6 +289,30 @@ def test_tail_prints_a_reply_that_says_something_else(capsys: pytest.CaptureFixt
     ]
 
 
+def test_tail_goes_on_with_what_only_the_reply_says(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = [{"call": 1}, {"call": 2}]
+    lines = tailed(
+        capsys,
+        [
+            *piece(0, "one "),
+            *piece(0, calls[:1], part="calls"),
+            *turned(5, "reply", {"text": "one two", "calls": calls, "more": "x", "partial": True}),
+            *piece(0, "one", turn="t2"),
+            *turned(6, "reply", {"text": "on"}, "t2"),
+            *STOPPED,
+        ],
+    )
+    assert lines == [
+        "… reply             one",
+        '… reply             calls: [{"call": 1}]',
+        "… reply             two",
+        '… reply             calls: [{"call": 2}]',
+        "… reply             more: x",
+        "… reply             one",
+        "6 reply             on",
+    ]
+
+
 def test_tail_shows_what_comes_in_between_on_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     lines = tailed(
         capsys,

@@ -61,6 +61,7 @@ class _Chat:
         self._live = sys.stdin.isatty()
         self._screen = Screen(live=self._live and sys.stdout.isatty())
         self._talk = Talk()
+        self._said = ""
         self._follower = Follower(cid, listener, last, self._talk, self._screen)
 
     def run(self, status: str) -> None:
@@ -87,6 +88,8 @@ class _Chat:
                 self._talk.wait_joined()
                 line = self._read()
                 if line is None:
+                    # What was said last may have waited behind a question.
+                    self._wait(self._said)
                     return
                 self._obey(line)
             except KeyboardInterrupt:
@@ -147,8 +150,9 @@ class _Chat:
         message_id = new_id()
         self._talk.sent(message_id)
         accepted = post_message(self._client, self._cid, {"text": text}, message_id)
-        self._wait(turn_id(accepted["position"]))
+        self._said = turn_id(accepted["position"])
+        self._wait(self._said)
 
     def _wait(self, turn: str) -> None:
-        if not self._live:
+        if turn and not self._live:
             self._talk.wait_ended(turn)

@@ -8,9 +8,14 @@ from typing import Any, cast
 
 
 class LiveAnswer:
-    """What is on the screen of the answer that is being written."""
+    """What is on the screen of the answer that is being written.
 
-    def __init__(self) -> None:
+    Args:
+        only: the part that is shown; default all.
+    """
+
+    def __init__(self, only: str | None = None) -> None:
+        self._only = only
         self._writing: tuple[str, int] = ("", 0)
         self._parts: dict[str, Any] = {}
 
@@ -26,26 +31,40 @@ class LiveAnswer:
         if writing != self._writing:
             self._writing, self._parts = writing, {}
         data, part = delta["data"], str(delta["part"])
+        if self._only not in (None, part):
+            return ""
         held = self._parts.get(part, data[:0])
         new = data[max(len(held) - int(delta["offset"]), 0) :]
         self._parts[part] = held + new
         return new
 
-    def entry(self, entry: Mapping[str, Any]) -> bool:
-        """Take the next log entry. True if it says nothing that is not shown."""
+    def entry(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Take the next log entry. Of a reply that goes on with what is shown: what is missing of it, by part; None of
+        any other entry, which is still to be shown.
+        """
         kind, turn = entry["kind"], entry["turn"]
-        if turn != self._writing[0]:
-            return False
-        shown = kind == "reply" and self._is_shown(entry["data"])
-        if kind == "reply" or kind.startswith("turn_"):
-            self._parts = {}
-        return shown
+        if kind == "turn_started":
+            self._writing, self._parts = (turn, int(entry["data"]["attempt"])), {}
+        elif turn == self._writing[0] and (kind == "reply" or kind.startswith("turn_")):
+            shown, self._parts = self._parts, {}
+            return self._missing(shown, entry["data"]) if kind == "reply" and shown else None
+        return None
 
-    def _is_shown(self, data: object) -> bool:
-        if not isinstance(data, dict) or not self._parts:
-            return False
-        fields = cast("dict[str, Any]", data)
-        return {key: value for key, value in fields.items() if (key, value) != ("partial", True)} == self._parts
+    def _missing(self, shown: Mapping[str, Any], data: object) -> dict[str, Any] | None:
+        # The last pieces are often sent with the reply alone.
+        fields = dict(cast("dict[str, Any]", data)) if isinstance(data, dict) else {}
+        if fields.get("partial") is True:
+            del fields["partial"]
+        if self._only is not None:
+            fields = {part: said for part, said in fields.items() if part == self._only}
+        missing: dict[str, Any] = {}
+        for part, held in shown.items():
+            said: Any = fields.pop(part, None)
+            if type(said) is not type(held) or said[: len(held)] != held:
+                return None
+            if len(said) > len(held):
+                missing[part] = said[len(held) :]
+        return missing | fields
 
     def forget(self) -> None:
         """The view is thrown away."""

@@ -133,12 +133,14 @@ class _Follower:
         return False
 
     def _entry(self, entry: dict[str, Any]) -> None:
-        shown = self._answer.entry(entry)
+        rest = self._answer.entry(entry)
         if self._json:
             print_json(entry, compact=True)
             return
+        for part, new in (rest or {}).items():
+            self._go_on(entry["turn"], part, new)
         self._line.end()
-        if not shown:
+        if rest is None:
             print(describe(entry), flush=True)
 
     def _delta(self, delta: dict[str, Any]) -> None:
@@ -146,12 +148,14 @@ class _Follower:
             print_json(delta, compact=True)
             return
         new = self._answer.take(delta)
-        if not new:
-            return
-        part = "" if delta["part"] == "text" else f"{cell(delta['part'])}: "
-        head = _head("…", time.time(), "reply") + part
+        if new:
+            self._go_on(delta["turn"], delta["part"], new)
+
+    def _go_on(self, turn: str, part: str, new: Any) -> None:
+        """Show more of an answer: text on a line that grows, anything else on a line of its own."""
+        head = _head("…", time.time(), "reply") + ("" if part == "text" else f"{cell(part)}: ")
         if isinstance(new, str):
-            self._line.write((delta["turn"], delta["attempt"], part), head, printable(new))
+            self._line.write((turn, part), head, printable(new))
         else:
             self._line.end()
             print(head + cell(new), flush=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from convener.cli.client import NodeAnswered, NodeClient, NodeUnreachable
+from convener.cli.live import LiveAnswer
 from convener.cli.output import printable
 from convener.cli.sse import ServerSentEvent, parse_events
 from convener.core.replay import SETTLING
@@ -20,6 +21,8 @@ _SILENCE: Final = 35.0
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 5.0
 _PROMPT: Final = "> "
+_SPOKEN: Final = "text"
+"""The part of an answer that is shown while it is written."""
 
 
 class Talk:
@@ -106,11 +109,13 @@ class Screen:
     def __init__(self, *, live: bool) -> None:
         self._live = live
         self._asking = False
+        self._open = False
         self._lock = threading.Lock()
 
     def ask(self) -> str:
         """The next line that is typed. Raises `EOFError`, `KeyboardInterrupt`."""
         with self._lock:
+            self._end_line()
             self._asking = True
         try:
             return input(_PROMPT if self._live else "")
@@ -120,6 +125,25 @@ class Screen:
     def say(self, who: str, data: Any) -> None:
         """Somebody says something."""
         self._print(f"{printable(who)}: {words(data)}")
+
+    def go_on(self, who: str, text: str) -> None:
+        """Somebody is saying something, and this is more of it."""
+        with self._lock:
+            if not self._open:
+                self._clear()
+                self._open = True
+                sys.stdout.write(f"{printable(who)}: ")
+            sys.stdout.write("\n".join(printable(line) for line in text.replace("\r\n", "\n").split("\n")))
+            sys.stdout.flush()
+
+    def end_line(self) -> bool:
+        """What somebody was saying is said. False if nobody was."""
+        with self._lock:
+            was_open = self._open
+            if was_open:
+                self._end_line()
+                self._prompt()
+            return was_open
 
     def note(self, text: str) -> None:
         """Something that is not part of the conversation."""
@@ -134,19 +158,34 @@ class Screen:
 
     def end(self) -> None:
         """Nothing more will be typed."""
+        with self._lock:
+            self._end_line()
         if self._live:
             print(file=sys.stderr)
 
     def _print(self, text: str, *, error: bool = False) -> None:
         with self._lock:
-            if self._live:
-                # Over the prompt, and the prompt again.
-                sys.stdout.write("\r\x1b[K")
-                sys.stdout.flush()
+            self._end_line()
+            self._clear()
             print(text, file=sys.stderr if error else sys.stdout, flush=True)
-            if self._live and self._asking:
-                sys.stdout.write(_PROMPT)
-                sys.stdout.flush()
+            self._prompt()
+
+    def _clear(self) -> None:
+        """Write over the prompt."""
+        if self._live:
+            sys.stdout.write("\r\x1b[K")
+            sys.stdout.flush()
+
+    def _prompt(self) -> None:
+        if self._live and self._asking:
+            sys.stdout.write(_PROMPT)
+            sys.stdout.flush()
+
+    def _end_line(self) -> None:
+        if self._open:
+            self._open = False
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
 
 class Follower:
@@ -159,6 +198,7 @@ class Follower:
         self._talk = talk
         self._screen = screen
         self._cursor: str | None = None
+        self._answer = LiveAnswer(_SPOKEN)
 
     def run(self) -> None:
         """Show until the conversation is stopped or the node refuses."""
@@ -205,11 +245,17 @@ class Follower:
         data: dict[str, Any] = json.loads(event.data)
         if event.event == "event":
             self._entry(data)
+        elif event.event == "delta":
+            new = self._answer.take(data)
+            if new:
+                self._screen.go_on("agent", new)
         elif event.event == "joined":
             self._talk.busy = bool(data["busy"])
             self._talk.joined()
         elif event.event == "resync":
             self._cursor = None
+            self._answer.forget()
+            self._screen.end_line()
         elif event.event == "stopped":
             self._screen.note(f"the conversation was stopped: {data.get('reason')}")
             self._talk.end("stopped")
@@ -217,10 +263,17 @@ class Follower:
     def _entry(self, entry: Mapping[str, Any]) -> None:
         kind, turn, data = entry["kind"], entry["turn"], entry["data"]
         fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+        rest = self._answer.entry(entry)
         if kind == "input" and not self._talk.is_own(fields.get("message_id")):
             self._screen.say(str(fields.get("user_id") or "somebody"), fields.get("data"))
         elif kind == "turn_started":
             self._talk.busy = True
+            if self._screen.end_line():
+                self._screen.note("this was cut off, and begins again")
+        elif kind == "reply" and rest is not None:
+            if rest:
+                self._screen.go_on("agent", rest[_SPOKEN])
+            self._screen.end_line()
         elif kind == "reply":
             self._screen.say("agent", data)
         elif kind == "ask":
@@ -235,6 +288,7 @@ class Follower:
 
     def _settled(self, kind: str, turn: str, fields: Mapping[str, Any]) -> None:
         self._talk.busy = False
+        self._screen.end_line()
         if kind == "turn_failed":
             self._screen.note(f"this failed: {fields.get('message')}")
         elif kind == "turn_interrupted":
