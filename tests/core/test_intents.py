@@ -313,6 +313,22 @@ def test_resume_opens_a_parked_conversation() -> None:
         assert world.violations() == []
 
 
+def test_a_claim_that_was_refused_does_not_come_true_after_resume() -> None:
+    """Who made it has given up; a copy of it may still be on its way."""
+    for closing in ("failed", "held", "stopped"):
+        world = owned("a~1", messages=1)
+        if closing == "stopped":
+            world.stop()
+            world.append(event("stopped", "", 1, "{}"), closing="stopped", cursor=2)
+        else:
+            world.park(closing)
+        epoch = world.head.epoch
+        assert world.claim("b~1", epoch=epoch).outcome == "CLOSED"
+        assert world.resume() == "OK"
+        assert world.head.epoch == epoch + 1
+        assert world.claim("b~1", epoch=epoch).outcome == "CONFLICT"
+
+
 def test_resume_counts_takeovers_anew() -> None:
     world = owned("a~1", messages=1)
     for node in ("b~1", "c~1", "d~1"):

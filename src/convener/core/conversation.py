@@ -365,15 +365,15 @@ def _ask_to_stop(meta: Meta, reason: str, reply: StopReply, now: int) -> tuple[S
 
 def resume(state: Conversation, now: int) -> tuple[ResumeOutcome, Effects]:
     """RESUME: what a user asks for after a stop, or when a turn is not to be repeated unasked; nothing else clears
-    it (I15). Takeovers are counted anew.
+    it (I15). Takeovers are counted anew. The epoch is raised, so that no CLAIM that was refused comes true.
     """
     meta = state.meta
     if meta is None:
         return "NOT_FOUND", ()
     if meta.status in ("running", "stopping"):
         return ("RUNNING" if meta.status == "running" else "BUSY"), ()
-    meta = replace(meta, status="running", strikes=0, updated=now)
-    return "OK", (SetMeta(meta), Publish(wire.publish_status(meta.epoch, _at_rest(meta))))
+    after = replace(meta, status="running", epoch=meta.epoch + 1, strikes=0, updated=now)
+    return "OK", (SetMeta(after), Publish(wire.publish_status(meta.epoch, _at_rest(meta))))
 
 
 def set_metadata(state: Conversation, metadata: str, now: int) -> tuple[Meta | None, Effects]:

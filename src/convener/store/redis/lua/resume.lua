@@ -12,6 +12,8 @@ local status = head[1]
 if not status then return 'NOT_FOUND' end
 if status == 'running' then return 'RUNNING' end
 if status == 'stopping' then return 'BUSY' end
-redis.call('HSET', KEYS[1], 'status', 'running', 'strikes', '0', 'updated', text(now))
+-- Raised, so that no claim that was refused comes true.
+redis.call('HSET', KEYS[1], 'status', 'running', 'epoch', text(tonumber(head[2]) + 1), 'strikes', '0', 'updated',
+  text(now))
 publish_status(ARGV[1], head[2], at_rest(head[3]))
 return 'OK'
