@@ -94,6 +94,32 @@ async def test_stream(tmp_path: Path) -> None:
         assert msgspec.json.decode(told) == reply
 
 
+async def test_streaming_within_a_step(tmp_path: Path) -> None:
+    module = load("stream_once.py", tmp_path)
+    model, asked, filing = module.model, list[str](), asyncio.Event()
+
+    def counted(prompt: str) -> Any:
+        asked.append(prompt)
+        return model(prompt)
+
+    async def file_that_hangs_once(text: str) -> int:
+        if not filing.is_set():
+            filing.set()
+            await asyncio.Event().wait()
+        return len(text)
+
+    module.model, module.file_away = counted, file_that_hangs_once
+    async with InProcessCluster(module.app._agent, nodes=2) as cluster:
+        await cluster[0].maybe_start_agent_loop("c", user_id="alice")
+        await Talk(cluster[0]).say("How is Rome?")
+        await filing.wait()
+        await cluster.kill(0)
+        talk = Talk(cluster[1])
+        assert await talk.until("reply") == [{"text": "Rome is sunny.", "length": 14}]
+        assert len(await talk.events("turn_started")) == 2
+    assert asked == ["How is Rome?"]
+
+
 async def test_ask(tmp_path: Path) -> None:
     async with running(load("ask.py", tmp_path).app) as talk:
         await talk.say("30 EUR")
