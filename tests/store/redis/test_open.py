@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from convener.errors import ConfigurationError, StoreUnavailable
 from convener.store.base import Store
 from convener.store.redis import RedisStore
 from convener.store.redis.address import parse
 from convener.store.redis.endpoint import Endpoint
+from tests.support.certificates import certificate
 from tests.support.servers import FLAVOURS, Flavour, Server, free_port
 from tests.support.topologies import Sentinel
 from tests.support.waiting import wait_until
@@ -319,48 +315,17 @@ async def test_a_user_with_too_few_rights(own: Server, rules: tuple[str, ...]) -
 # -- TLS -----------------------------------------------------------------------------------------------------------
 
 
-def _certificate(directory: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=30))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    files = directory / "cert.pem", directory / "key.pem"
-    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return files
-
-
 @pytest.mark.parametrize("flavour", ["redis"])
 async def test_tls(flavour: Flavour, tmp_path: Path) -> None:
     """Debian's server is built with TLS; the embedded one is not."""
-    certificate, key = _certificate(tmp_path)
+    files = certificate(tmp_path)
     port = free_port()
-    options = {
-        "tls-port": str(port),
-        "tls-cert-file": str(certificate),
-        "tls-key-file": str(key),
-        "tls-ca-cert-file": str(certificate),
-        "tls-auth-clients": "no",
-    }
-    with Server(flavour, options=options):
-        await _works(f"rediss://localhost:{port}", tls={"ssl_ca_certs": str(certificate)})
-        await _works(f"valkeys://localhost:{port}?ssl_ca_certs={certificate}")
+    with Server(flavour, options=files.options(port)):
+        await _works(f"rediss://localhost:{port}", tls={"ssl_ca_certs": str(files.certificate)})
+        await _works(f"valkeys://localhost:{port}?ssl_ca_certs={files.certificate}")
         with pytest.raises(StoreUnavailable, match="certificate verify failed"):
             await RedisStore(f"rediss://localhost:{port}").open()
-        store = RedisStore(f"rediss://localhost:{port}", tls={"ssl_ca_certs": str(certificate)})
+        store = RedisStore(f"rediss://localhost:{port}", tls={"ssl_ca_certs": str(files.certificate)})
         async with store:
             link = store.heartbeat_link()
             link.hold_live("n~1")

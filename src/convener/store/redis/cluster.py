@@ -273,6 +273,7 @@ class Cluster:
         if old is not None:
             tell(self._on_new_history, old, identity.history)
             call_hook("on_reconnect", self._on_reconnect)
+            self._changed()
 
     def lost(self, link: Link) -> None:
         """What waits for this server may have another one by now."""
@@ -391,8 +392,11 @@ class Cluster:
                 self._lanes.put_behind(tags, link)
                 link.stall()
             self._route_again(waiting)
-        for changed in list(self._watchers):
-            call_hook("what was to be done after a change of the cluster", changed)
+        self._changed()
+
+    def _changed(self) -> None:
+        for changed in self._watchers:
+            call_hook("what was to be done after a change of the store", changed)
 
     async def _retire(self) -> None:
         """Close links to servers that have no slots any more, when nothing is under way there."""

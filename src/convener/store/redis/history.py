@@ -71,11 +71,12 @@ def identify(place: str, hello: object, info: object) -> Identity:
     shown = lines(info)
     greeting = pairs(hello)
     offset, until = shown.get("master_repl_offset", ""), shown.get("second_repl_offset", "")
+    former = shown.get("master_replid2", "")
     history = History(
         place,
         run=shown.get("run_id"),
         line=shown.get("master_replid"),
-        former=shown.get("master_replid2"),
+        former=former if former.strip("0") else None,
         until=int(until) - 1 if until.isdigit() else None,
         offset=int(offset) if offset.isdigit() else None,
     )

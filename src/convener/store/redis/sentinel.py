@@ -202,7 +202,8 @@ class UnderSentinels(Single):
         await super().close()
 
     async def _follow(self) -> None:
-        """Leave a former primary that does not know of it."""
+        """Leave a former primary that does not know of it: first let it answer, then without."""
+        left = ""
         while True:
             await asyncio.sleep(WATCH_INTERVAL * random.uniform(0.75, 1.25))
             try:
@@ -211,6 +212,13 @@ class UnderSentinels(Single):
                 _log.debug("the Sentinels do not answer: %s", error)
             except Exception:
                 _log.exception("unexpected error while Sentinels were asked")
-            if self._link.place not in ("", self._primary.place):
-                _log.warning("the Sentinels name %s as primary, not %s", self._primary.place, self._link.place)
+            here, primary = self._link.place, self._primary.place
+            if here in ("", primary):
+                left = ""
+            elif here == left:
+                self._link.retreat((), f"{primary} is the primary now")
+            else:
+                _log.warning("the Sentinels name %s as primary, not %s", primary, here)
+                left = here
                 self._link.stall()
+                self._changed()

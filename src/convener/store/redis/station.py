@@ -112,6 +112,7 @@ class Station:
         self.heard_at = boottime_ns()
         """Boot-time clock, in ns, when anything was heard last."""
         self._changes = 0
+        self._hurry = asyncio.Event()
         self.probe = Subscription(b"", self._probe_came, _nothing)
         self._probes_sent = self._probes_back = 0
 
@@ -209,11 +210,19 @@ class Station:
     def move_probe(self) -> None:
         """Choose another channel for the canary if its hash slot has gone elsewhere."""
         if self._topology.place(self.probe.slot) != self.place:
-            self.leave(self.probe)
+            self.forget(self.probe)
             with contextlib.suppress(StoreUnavailable):
                 self._choose_probe()
                 self._probes_back = self._probes_sent
                 self.join(self.probe)
+
+    def look(self) -> None:
+        """Something has changed. If the connection is lost, try again at once; if it goes to a server that has not the
+        duty any more, make it anew.
+        """
+        self._hurry.set()
+        if self._ear is not None and self._ear.place != self._target.place:
+            self._ear.end(f"{self._target.place} is the primary now")
 
     def renew_probe(self) -> None:
         """Subscribe to the canary's channel again, which the server refused."""
@@ -311,7 +320,10 @@ class Station:
     async def _reconnect(self) -> Ear:
         pause = 0.0
         while True:
-            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            self._hurry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause * random.uniform(0.5, 1)):
+                    await self._hurry.wait()
             try:
                 return await self._connect()
             except (StoreUnavailable, ConfigurationError) as error:
@@ -370,8 +382,8 @@ class Station:
             ear.silent_for += min(time() - begun, 2 * period)
             if ear.silent_for > silence:
                 ear.end(f"nothing was heard for {silence:g} s")
-            elif ear.place != self._target.place:
-                ear.end(f"{self._target.place} is the primary now")
+            else:
+                self.look()
 
     async def _compare(self) -> None:
         """Compare the number of subscriptions with the server's, if nothing changed in between."""

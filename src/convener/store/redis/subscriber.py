@@ -236,12 +236,14 @@ class Subscriber:
                 station.begin()
         for station in self._stations.values():
             station.move_probe()
+            station.look()
         for subscription in self._subscriptions.values():
             place = self._topology.place(subscription.slot)
             if place is not None and place != subscription.place:
                 former = self._stations.get(subscription.place or "")
                 if former is not None:
-                    former.leave(subscription)
+                    # Not unsubscribed: that server drops it by itself, and would refuse to.
+                    former.forget(subscription)
                 self._settle(subscription)
         for place, station in list(self._stations.items()):
             if place not in places and station.lonely:

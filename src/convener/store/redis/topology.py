@@ -84,7 +84,7 @@ class Topology(Protocol):
         ...
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` on the event loop after slots have changed their places."""
+        """Call `changed` on the event loop after slots have changed their places, or a server is back."""
         ...
 
     def histories(self) -> Mapping[str, History]:
@@ -175,6 +175,10 @@ class Single:
         """See `Topology.watch`."""
         self._watchers.append(changed)
 
+    def _changed(self) -> None:
+        for changed in self._watchers:
+            call_hook("what was to be done after a change of the store", changed)
+
     def histories(self) -> Mapping[str, History]:
         """See `Topology.histories`."""
         return {} if self._history is None else {"": self._history}
@@ -192,6 +196,7 @@ class Single:
             return
         tell(self._on_new_history, old, identity.history)
         call_hook("on_reconnect", self._on_reconnect)
+        self._changed()
 
     def lost(self, link: Link) -> None:
         """The link comes back by itself."""
