@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,6 +206,76 @@ async def test_a_step_returns_the_same_before_and_after_a_crash(make_cluster: Ma
     outside.open.set()
     await wait_until(sink.replies, "the turn is done")
     assert seen == [{"places": ["Rome"]}, {"places": ["Rome"]}]
+
+
+def _within(turn: Turn) -> dict[str, Callable[[], Awaitable[Any]]]:
+    return {
+        "step": lambda: turn.step("inner", lambda: 1),
+        "reply": lambda: turn.reply("from within"),
+        "emit": lambda: turn.emit("noted", 1),
+        "ask": lambda: turn.ask("how much?"),
+        "schedule": lambda: turn.conversation.schedule(60, {}),
+    }
+
+
+@pytest.mark.parametrize("what", ["step", "reply", "emit", "ask", "schedule"])
+async def test_what_could_not_be_matched_after_a_crash_is_refused_within_a_step(
+    make_cluster: MakeCluster, what: str
+) -> None:
+    async def agent(turn: Turn) -> None:
+        if turn.text == "within":
+            await turn.step("outer", _within(turn)[what])
+        await turn.step("outer", lambda: 1)
+        await _within(turn)[what]()
+
+    cluster = await make_cluster(agent)
+    sink = await join(cluster, 0, "c", "s")
+    await cluster[0].send_event_to_conversation("c", {"text": "within"})
+    await wait_until(lambda: [e for e in sink.events if e["kind"] == "turn_failed"], "the turn fails")
+    failed = next(e["data"] for e in sink.events if e["kind"] == "turn_failed")
+    assert failed["code"] == "invalid_request"
+    assert "within a step" in failed["message"]
+    assert [e["kind"] for e in sink.events if e["turn"] == "t1"] == ["input", "turn_started", "turn_failed"]
+    # Between steps it is as ever.
+    await cluster[0].send_event_to_conversation("c", {"text": "outside"})
+    over = "ask" if what == "ask" else "turn_done"
+    await wait_until(lambda: [e for e in sink.events if e["kind"] == over], "the second turn goes on")
+
+
+async def test_a_conversation_that_a_step_wakes_is_not_within_the_step(make_cluster: MakeCluster) -> None:
+    async def agent(turn: Turn) -> None:
+        async def tell_the_other() -> None:
+            await cluster[0].maybe_start_agent_loop("other", user_id="u")
+            await cluster[0].send_event_to_conversation("other", {"text": "from c"})
+
+        if turn.conversation.id == "c":
+            await turn.step("tell", tell_the_other)
+        await turn.reply({"key": turn.key, "did": await turn.step("inner", lambda: turn.key)})
+
+    cluster = await make_cluster(agent, nodes=1)
+    sink = await join(cluster, 0, "c", "s")
+    await cluster[0].send_event_to_conversation("c", {"text": "go"})
+    await wait_until(sink.replies, "the first one answers")
+    other = await join(cluster, 0, "other", "s2")
+    await wait_until(other.replies, "the other one answers")
+    assert sink.replies() == [{"key": "", "did": "c/t1/inner/1"}]
+    assert other.replies() == [{"key": "", "did": "other/t1/inner/1"}]
+
+
+async def test_a_step_may_stream(make_cluster: MakeCluster) -> None:
+    async def agent(turn: Turn) -> None:
+        async def write() -> str:
+            await turn.stream("one ")
+            await turn.stream("two")
+            return "one two"
+
+        await turn.reply({"text": await turn.step("write", write)})
+
+    cluster = await make_cluster(agent)
+    sink = await join(cluster, 0, "c", "s")
+    await cluster[0].send_event_to_conversation("c", {})
+    await wait_until(sink.replies, "the turn is done")
+    assert sink.replies() == [{"text": "one two"}]
 
 
 async def test_code_that_does_not_fit_the_record_fails_the_turn(make_cluster: MakeCluster) -> None:

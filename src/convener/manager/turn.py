@@ -122,7 +122,9 @@ def _check_timeout(timeout: object) -> None:
         raise InvalidRequest("timeout must be a number of seconds above 0, at most ten years")
 
 
-_step_key: ContextVar[str] = ContextVar("convener_step_key", default="")
+# The turn whose step runs, and the step's key. The turn too: a task that is begun within a step, such as that of
+# another conversation which the step sends something to, inherits the context and is not within the step.
+_within: ContextVar[tuple[object, str]] = ContextVar("convener_step", default=(None, ""))
 
 
 class Turn(Generic[S]):
@@ -182,12 +184,14 @@ class Turn(Generic[S]):
     @property
     def key(self) -> str:
         """Inside a step: its idempotency key, the same in every attempt, for tools and services outside; else ""."""
-        return _step_key.get()
+        turn, key = _within.get()
+        return key if turn is self else ""
 
     # -- output ----------------------------------------------------------------------------------------------------
 
     async def reply(self, data: Any) -> None:
-        """Answer: a `reply` entry. Raises `PayloadTooLarge`, `InvalidRequest` (not JSON)."""
+        """Answer: a `reply` entry. Raises `PayloadTooLarge`, `InvalidRequest` (not JSON, or within a step)."""
+        self._not_within_step("reply")
         self._hold("reply", data)
         self._streamer.replace()
 
@@ -214,11 +218,20 @@ class Turn(Generic[S]):
         self._streamer.add(piece, part, type)
 
     async def emit(self, kind: str, data: Any) -> None:
-        """Write an entry of a kind of your own. Raises `InvalidRequest` for a reserved or malformed kind."""
+        """Write an entry of a kind of your own. Raises `InvalidRequest` for a reserved or malformed kind, and within a
+        step.
+        """
+        self._not_within_step("emit")
         check_id(kind, "kind")
         if kind in RESERVED:
             raise InvalidRequest(f"the kind {kind} is convener's own")
         self._hold(kind, data)
+
+    def _not_within_step(self, what: str) -> None:
+        # A turn that is repeated does not run a recorded step: what was written within it would be missed in this
+        # attempt, and what comes after it taken for that.
+        if self.key:
+            raise InvalidRequest(f"{what} within a step (of the key {self.key}): only stream is possible there")
 
     def _hold(self, kind: str, data: Any) -> None:
         text = to_json(data, self._limit, f"the {kind}")
@@ -249,7 +262,8 @@ class Turn(Generic[S]):
         """Run ``func(*args)`` once, whatever happens to this node: its result is recorded when it is done, and given
         back instead of a second run when the turn is repeated. Steps may run at the same time.
 
-        What comes back is what the record has, in every attempt: a tuple is a list, a dataclass a dict.
+        What comes back is what the record has, in every attempt: a tuple is a list, a dataclass a dict. Within a step
+        there is nothing of the turn but `stream` and `key`: nothing else could be matched when it is repeated.
 
         Args:
             name: of the step; with the number of its occurrence in the turn it identifies the record.
@@ -260,10 +274,11 @@ class Turn(Generic[S]):
 
         Raises:
             OwnershipLost: the turn is not this node's any more.
-            InvalidRequest, PayloadTooLarge: the result cannot be recorded.
+            InvalidRequest, PayloadTooLarge: the result cannot be recorded; or this is called within a step.
             StepFailed: `func` has raised, and that is recorded.
             Exception: whatever `func` raised at last.
         """
+        self._not_within_step(f"step {name}")
         check_id(name, "name")
         number, recorded = self._ledger.ask(name)
         if recorded is not None:
@@ -280,7 +295,7 @@ class Turn(Generic[S]):
         await asyncio.shield(self._record(held).written)
         self._steps += 1
         self._answers.changed()
-        token = _step_key.set(f"{self.fence.conversation_id}/{self.id}/{name}/{number}")
+        token = _within.set((self, f"{self.fence.conversation_id}/{self.id}/{name}/{number}"))
         data: dict[str, Any] = {"name": name, "number": number}
         failure: Exception | None = None
         try:
@@ -292,7 +307,7 @@ class Turn(Generic[S]):
             data["error"] = {"type": error.__class__.__name__, "message": str(error)}
         finally:
             self._steps -= 1
-            _step_key.reset(token)
+            _within.reset(token)
             self._answers.changed()
         text = to_json(data, self._limit, f"the result of step {name}")
         await asyncio.shield(self._record([Entry(STEP, data, text)]).written)
@@ -336,9 +351,10 @@ class Turn(Generic[S]):
 
         Raises:
             AskExpired: nobody has answered in time.
-            InvalidRequest: the prompt, the schema or the timeout is not one.
+            InvalidRequest: the prompt, the schema or the timeout is not one; or this is called within a step.
             PayloadTooLarge: prompt and schema are above the limit.
         """
+        self._not_within_step("ask")
         check_schema(schema)
         _check_timeout(timeout)
         asked_for = to_json({"prompt": prompt, "schema": schema}, self._limit, "the question")
