@@ -201,8 +201,12 @@ def test_a_takeover_while_a_person_is_waited_for_is_no_strike() -> None:
     world = waiting()
     world.claim("b~1", "n2", reason="takeover")
     assert (world.head.strikes, world.head.struck) == (0, 0)
+    # Nor while the answer is unread: whoever went down meanwhile did not go on with the turn.
     world.reply("t1.1")
     world.claim("c~1", "n3", reason="takeover")
+    assert (world.head.strikes, world.head.struck) == (0, 0)
+    world.take_in()
+    world.claim("d~1", "n4", reason="takeover")
     assert (world.head.strikes, world.head.struck) == (1, 1)
 
 

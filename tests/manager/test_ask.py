@@ -175,9 +175,10 @@ async def test_an_answer_that_comes_before_the_burial(make_cluster: MakeCluster)
     await asked(cluster, "c")
     await cluster.kill(0)
     await cluster[1].answer("c", "t1.1", "yes")
-    await settled(cluster, "c")
+    head = await settled(cluster, "c")
     assert [r["said"] for r in await replies_of(cluster, "c")] == ["yes"]
     assert (await kinds_of(cluster, "c", "t1")).count("ask") == 1
+    assert head.strikes == 0, "waiting is not what took its node down"
 
 
 async def test_an_answer_that_its_dead_owner_had_taken_in(make_cluster: MakeCluster) -> None:

@@ -416,6 +416,7 @@ async def test_struck_turns_do_not_wait_for_each_others_people(make_cluster: Mak
     for cid in ("a", "b"):
         await asked(cluster, cid)
         assert (await head_of(cluster, cid)).strikes == 2
+    for cid in ("a", "b"):
         assert (await head_of(cluster, cid)).status == "running"
         await cluster[2].answer(cid, "t1.1", cid)
         await settled(cluster, cid)

@@ -181,7 +181,10 @@ class Turns:
         return self._struck >= STRIKES and head is not None and head.attempts > 0
 
     def take_in(self, update: Update, entries: Sequence[InboxEntry]) -> InboxEntry | None:
-        """Add the log events of inbox entries to `update`, in order, and do what they say. Returns the first stop."""
+        """Add the log events of inbox entries to `update`, and do what they say. Returns the first stop.
+
+        In their order: an interrupt must not hit a message that was sent after it.
+        """
         seq = self._appender.next_seq
         stop: InboxEntry | None = None
         for entry in entries:
@@ -195,7 +198,7 @@ class Turns:
                 log.exception("damaged inbox entry skipped", conversation_id=self._runner.cid, position=entry.position)
                 continue
             if entry.kind == "interrupt":
-                self.press(str(data), entry.position)
+                self.press(str(data))
             elif entry.kind == "answer":
                 self._take_answer(update, entry, data)
             else:
@@ -418,12 +421,10 @@ class Turns:
             update.events += [self._event(pending, entry) for entry in turn.interrupted()]
         self._end(update, pending, "turn_interrupted", {"reason": reason})
 
-    def press(self, turn: str, position: int) -> None:
-        """Somebody wants the turn at the head to end. A press meant for another turn is stale and does nothing; so is
-        one that was given, at `position` of the inbox, before the message came that is at the head now.
-        """
+    def press(self, turn: str) -> None:
+        """Somebody wants the turn at the head to end. A press meant for another turn is stale and does nothing."""
         pending = self.head
-        if pending is not None and turn in ("", pending.turn) and pending.message.position < position:
+        if pending is not None and turn in ("", pending.turn):
             self.halt(pending.message.position)
 
     def halt(self, upto: int) -> None:

@@ -185,6 +185,9 @@ async def check_waiting_for_a_person_is_no_strike(h: Harness) -> None:
     assert ((await head(s)).strikes, (await head(s)).struck) == (0, 0)
     await reply(s, "t1.1", "r1")
     await claim(s, "n4~1", "s4", reason="takeover")
+    assert ((await head(s)).strikes, (await head(s)).struck) == (0, 0), "nobody has taken the answer in"
+    await take_in(s)
+    await claim(s, "n5~1", "s5", reason="takeover")
     assert ((await head(s)).strikes, (await head(s)).struck) == (1, 1)
 
 

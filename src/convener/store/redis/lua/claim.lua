@@ -40,7 +40,13 @@ redis.call('XADD', KEYS[2], epoch .. '-' .. seq, 'e', event)
 -- The stream may remember a higher position than anything else does (a stop's), and would refuse the next ones.
 if rebuilt and #inbox == 0 then redis.call('DEL', KEYS[3]) end
 head.owner, head.nonce, head.epoch, head.seq, head.batch, head.updated = ARGV[2], ARGV[3], epoch, seq, '', text(now)
-if ARGV[6] == 'takeover' and tonumber(head.cursor) > tonumber(head.done) and head.asks == '0' then
+local waits = head.asks ~= '0'
+for _, entry in ipairs(inbox) do
+  for i = 1, #entry[2], 2 do
+    waits = waits or (entry[2][i] == 'kind' and entry[2][i + 1] == 'answer')
+  end
+end
+if ARGV[6] == 'takeover' and tonumber(head.cursor) > tonumber(head.done) and not waits then
   local turn = tonumber(head.done) + 1
   if tonumber(head.struck) == turn and now - tonumber(head.strike_at) <= STRIKE_WINDOW then
     head.strikes = text(tonumber(head.strikes) + 1)
