@@ -121,7 +121,7 @@ HELLOS: Final[tuple[tuple[Any, str], ...]] = (
     ([], "invalid_request"),
     ("steady", "invalid_request"),
     ({"conversation_id": 7}, "invalid_request"),
-    ({"conversation_id": ""}, "invalid_request"),
+    ({"conversation_id": ""}, "invalid_id"),
     ({"conversation_id": "b d"}, "invalid_id"),
     ({"conversation_id": "steady", "user_id": 7}, "invalid_request"),
     ({"conversation_id": "steady", "user_id": "b d"}, "invalid_id"),

@@ -104,7 +104,7 @@ async def test_a_turn_under_way_is_not_cut_off_unasked(make_cluster: MakeCluster
     await wait_until(lambda: len(work.begun) == 2, "it is begun again there")
     work.gate.set()
     await wait_until(lambda: len(sink.replies()) == 2, "both are answered")
-    assert work.begun == [("t1", 1, "new"), ("t1", 2, "retry"), ("t2", 1, "new")]
+    assert work.begun == [("t1", 1, "new"), ("t1", 2, "handoff"), ("t2", 1, "new")]
     assert work.steps == ["t1.0", "t1.1", "t1.1", "t1.2"], "a recorded step runs once"
     assert [r["n"] for r in sink.replies()] == [1, 2]
     head = await cluster[0].engine.node.store.head("c")
@@ -127,7 +127,7 @@ async def test_a_drain_stops_at_a_step_and_drops_nothing(make_cluster: MakeClust
     await wait_until(lambda: len(sink.replies()) == 2, "both are answered")
     assert [r["n"] for r in sink.replies()] == [1, 2]
     assert work.steps == ["t1.0", "t1.1", "t1.2"], "it stopped between two steps"
-    assert work.begun == [("t1", 1, "new"), ("t1", 2, "retry"), ("t2", 1, "new")]
+    assert work.begun == [("t1", 1, "new"), ("t1", 2, "handoff"), ("t2", 1, "new")]
     assert reasons(sink) == ["start", "handoff"], "nobody had to recover anything"
     assert (await cluster[1].describe("idle")).status == "hibernated"
 

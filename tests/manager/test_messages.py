@@ -127,7 +127,9 @@ async def test_update_state_writes_the_hash_and_publishes_a_batch(make_cluster: 
     batches = [m for m in heard if m["t"] == "state" and m["node"] == incarnation]
     assert [b["ver"] for b in batches] == list(range(1, len(batches) + 1))
     assert version >= batches[-1]["ver"]
-    first = batches[0]["messages"][0]
+    messages = [m for b in batches for m in b["messages"]]
+    assert messages[0]["type"] == "conversation_changed", "it was created"
+    first = next(m for m in messages if m["type"] != "conversation_changed")
     assert first["type"] == "new_conversation"
     assert first["conversation_id"] == "c"
     assert first["source_node"] == incarnation

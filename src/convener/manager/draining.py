@@ -50,7 +50,7 @@ class Drain:
             node = self._engine.node
             node.draining = True
             self.deadline = wall_ms() + round(timeout * 1000)
-            node.metrics.drain_remaining.set(self.remaining)
+            node.metrics.drain_remaining_conversations.set(self.remaining)
             log.info("draining", node=node.incarnation, conversations=self.remaining, seconds=timeout)
             self._task = node.supervisor.spawn("drain", self._run(timeout))
 
@@ -72,7 +72,7 @@ class Drain:
             self._task.cancel()
 
     async def _run(self, timeout: float) -> None:
-        gauge = self._engine.node.metrics.drain_remaining
+        gauge = self._engine.node.metrics.drain_remaining_conversations
         lets = [self._let_go(runner, timeout) for runner in list(self._engine.runners.values())]
         for let in asyncio.as_completed(lets):
             await let

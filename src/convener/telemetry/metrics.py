@@ -112,7 +112,7 @@ class Metrics:
             "Time from a node's burial to the claim of one of its conversations.",
             _TAKEOVER_BUCKETS,
         )
-        self.drain_remaining = self._gauge(
+        self.drain_remaining_conversations = self._gauge(
             "drain_remaining_conversations", "Conversations that a node that leaves still has."
         )
         self.handoff_gap = self._histogram(

@@ -26,7 +26,7 @@ class NotRun(StoreUnavailable):
         refusal: the server's words.
     """
 
-    def __init__(self, refusal: str, what: str) -> None:
+    def __init__(self, refusal: str, what: str = "a command") -> None:
         super().__init__(f"{what}: {_AWAY.get(refusal.partition(' ')[0], refusal)}; it did not run")
         self.refusal = refusal
 
