@@ -116,8 +116,8 @@ EVENTS: Final[tuple[tuple[str, tuple[Any, ...], str], ...]] = (
 
 # The auth object, code.
 HELLOS: Final[tuple[tuple[Any, str], ...]] = (
-    (None, "invalid_request"),
-    ({}, "invalid_request"),
+    (None, "user_required"),
+    ({}, "user_required"),
     ([], "invalid_request"),
     ("steady", "invalid_request"),
     ({"conversation_id": 7}, "invalid_request"),
