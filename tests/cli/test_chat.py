@@ -13,6 +13,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Self
 
+import psutil
 import pytest
 
 from convener.cli import run
@@ -141,6 +142,14 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def press_ctrl_c(self) -> None:
+        """As soon as it waits for a line: a signal just before that is only noticed with the next key."""
+        process = psutil.Process(self.process.pid)
+        wait_until_sync(
+            lambda: self.look().endswith("> ") and process.status() == psutil.STATUS_SLEEPING, "it waits for a line"
+        )
+        os.killpg(self.process.pid, signal.SIGINT)
+
     def look(self) -> str:
         """Everything that was shown so far, without the codes that steer the terminal."""
         try:
@@ -173,11 +182,11 @@ def test_at_a_terminal(url: str, tmp_path: Path) -> None:
         terminal.until(f"conversation {cid}")
         terminal.until("> ")
         terminal.type("hello\n")
-        terminal.until("\nagent: hello\n")
+        terminal.until("agent: hello")
         terminal.type("/ask which colour?\n")
-        terminal.until("\nagent asks: which colour?\n")
+        terminal.until("agent asks: which colour?")
         terminal.type("red\n")
-        terminal.until("\nagent: red\n")
+        terminal.until("agent: red")
         # A refusal does not end it.
         assert run(["stop", cid, "--url", url]) == 0
         terminal.until("the conversation was stopped")
@@ -193,7 +202,7 @@ def test_ctrl_c_ends_first_what_is_said_then_the_chat(url: str, tmp_path: Path) 
         # The chat shows in order what it hears, so it knows by now that the agent is at work.
         assert run(["send", cid, "and then?", "--url", url]) == 0
         terminal.until("somebody: and then?")
-        os.killpg(terminal.process.pid, signal.SIGINT)
+        terminal.press_ctrl_c()
         terminal.until("(interrupted)")
         terminal.until("agent: and then?")
         assert terminal.process.poll() is None
@@ -201,7 +210,7 @@ def test_ctrl_c_ends_first_what_is_said_then_the_chat(url: str, tmp_path: Path) 
         terminal.until("(this failed: ")
         terminal.type(":interrupt\n")
         terminal.until("(idle)")
-        os.killpg(terminal.process.pid, signal.SIGINT)
+        terminal.press_ctrl_c()
         assert terminal.ended() == 0
         assert "Traceback" not in terminal.look()
 

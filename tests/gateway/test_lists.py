@@ -248,11 +248,39 @@ async def test_two_lists_and_a_conversation_of_one_user(served: Node) -> None:
     await forgotten(served)
 
 
+<<<<<<< Updated upstream
 async def test_a_node_that_shuts_down_takes_nobody(served: Node) -> None:
     await served.gateway.begin_shutdown()
     with pytest.raises(Exception, match="rejected"):
         async with raw(served.url):
             pass
+=======
+async def test_a_node_that_leaves_sends_lists_away_like_everybody() -> None:
+    async with serving() as node, connected(node.url, LIST) as client:
+        await create(node, user_id="alice")
+        await until(client, conversation_id="c1", status="idle")
+        await node.http.post("/api/nodes/n1/drain")
+        await client.until("goaway")
+        assert await client.is_cut_off()
+        await forgotten(node)
+
+
+async def test_a_kick_reaches_lists() -> None:
+    banned: set[str | None] = set()
+
+    async def who(token: str | None, headers: Any) -> Identity | None:
+        return None if token in banned else Identity(token)
+
+    async with serving(settings={"auth": "hook", "admin_token": "root"}, authenticate=who) as node:
+        root = {"Authorization": "Bearer root"}
+        async with connected(node.url, {"token": "alice"}) as alice, connected(node.url, {"token": "bob"}) as bob:
+            banned |= {"alice", "bob"}
+            kicked = await node.http.post("/api/kick", json={"user_id": "bob"}, headers=root)
+            assert kicked.json() == {"checked": 1, "closed": 1}
+            assert await bob.is_cut_off()
+            assert alice.io.connected
+        await forgotten(node)
+>>>>>>> Stashed changes
 
 
 async def test_a_list_that_cannot_be_followed_leaves_nothing(served: Node, monkeypatch: pytest.MonkeyPatch) -> None:
