@@ -248,13 +248,6 @@ async def test_two_lists_and_a_conversation_of_one_user(served: Node) -> None:
     await forgotten(served)
 
 
-<<<<<<< Updated upstream
-async def test_a_node_that_shuts_down_takes_nobody(served: Node) -> None:
-    await served.gateway.begin_shutdown()
-    with pytest.raises(Exception, match="rejected"):
-        async with raw(served.url):
-            pass
-=======
 async def test_a_node_that_leaves_sends_lists_away_like_everybody() -> None:
     async with serving() as node, connected(node.url, LIST) as client:
         await create(node, user_id="alice")
@@ -280,7 +273,6 @@ async def test_a_kick_reaches_lists() -> None:
             assert await bob.is_cut_off()
             assert alice.io.connected
         await forgotten(node)
->>>>>>> Stashed changes
 
 
 async def test_a_list_that_cannot_be_followed_leaves_nothing(served: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,11 +61,7 @@ class _Chat:
         self._live = sys.stdin.isatty()
         self._screen = Screen(live=self._live and sys.stdout.isatty())
         self._talk = Talk()
-<<<<<<< Updated upstream
         self._said = ""
-=======
-        self._said: list[str] = []
->>>>>>> Stashed changes
         self._follower = Follower(cid, listener, last, self._talk, self._screen)
 
     def run(self, status: str) -> None:
@@ -90,23 +86,14 @@ class _Chat:
         while True:
             try:
                 self._talk.wait_joined()
-<<<<<<< Updated upstream
-                line = self._read()
-                if line is None:
-                    # What was said last may have waited behind a question.
-                    self._wait(self._said)
-                    return
-                self._obey(line)
-=======
                 while self._talk.reason is None:
                     line = self._read()
                     if line is None:
-                        for turn in self._said:
-                            self._wait(turn)
+                        # What was said last may have waited behind a question.
+                        self._wait(self._said)
                         return
                     self._obey(line)
                 return
->>>>>>> Stashed changes
             except KeyboardInterrupt:
                 if self._talk.reason is not None or not (self._live and self._talk.busy):
                     return
@@ -165,20 +152,9 @@ class _Chat:
         message_id = new_id()
         self._talk.sent(message_id)
         accepted = post_message(self._client, self._cid, {"text": text}, message_id)
-<<<<<<< Updated upstream
         self._said = turn_id(accepted["position"])
         self._wait(self._said)
 
     def _wait(self, turn: str) -> None:
         if turn and not self._live:
-=======
-        turn = turn_id(accepted["position"])
-        if not self._live:
-            self._said.append(turn)
-        self._wait(turn)
-
-    def _wait(self, turn: str) -> None:
-        """Where nobody types, what is said next may depend on the answer."""
-        if not self._live:
->>>>>>> Stashed changes
             self._talk.wait_ended(turn)

@@ -165,7 +165,6 @@ class Screen:
 
     def _print(self, text: str, *, error: bool = False) -> None:
         with self._lock:
-<<<<<<< Updated upstream
             self._end_line()
             self._clear()
             print(text, file=sys.stderr if error else sys.stdout, flush=True)
@@ -186,13 +185,6 @@ class Screen:
         if self._open:
             self._open = False
             sys.stdout.write("\n")
-=======
-            if not self._live:
-                print(text, file=sys.stderr if error else sys.stdout, flush=True)
-                return
-            # Over the prompt, and the prompt again; in one piece, since the other thread writes its own prompt.
-            sys.stdout.write(f"\r\x1b[K{text}\n{_PROMPT if self._asking else ''}")
->>>>>>> Stashed changes
             sys.stdout.flush()
 
 
