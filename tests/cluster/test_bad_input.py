@@ -118,7 +118,7 @@ EVENTS: Final[tuple[tuple[str, tuple[Any, ...], str], ...]] = (
 HELLOS: Final[tuple[tuple[Any, str], ...]] = (
     (None, "user_required"),
     ({}, "user_required"),
-    ([], "invalid_request"),
+    ([], "user_required"),
     ("steady", "invalid_request"),
     ({"conversation_id": 7}, "invalid_request"),
     ({"conversation_id": ""}, "invalid_id"),

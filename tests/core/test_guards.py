@@ -118,7 +118,7 @@ FOUND_BY_MACHINE = {
 def test_the_machines_find_what_matters_most(label: str) -> None:
     (mutant,) = [m for m in ALL if m.label == label]
     with mutant.alive(), pytest.raises(Exception):  # noqa: B017, PT011
-        run_state_machine_as_test(FOUND_BY_MACHINE[label], settings=settings(BRIEFLY, max_examples=300))
+        run_state_machine_as_test(FOUND_BY_MACHINE[label], settings=settings(BRIEFLY, max_examples=1500))
 
 
 @pytest.mark.parametrize("mutant", [m for m in ALL if m.label not in HARMLESS], ids=lambda m: m.label)
