@@ -19,6 +19,9 @@ from tests.support.waiting import wait_until_sync
 
 SLOTS: Final = 16384
 HOST: Final = "127.0.0.1"
+SERVICE: Final = "convener-test"
+"""What the Sentinels call the primary."""
+
 NODE_TIMEOUT_MS: Final = 1500
 """After so long without an answer a server counts as gone: short, so that fail-overs are."""
 
@@ -51,6 +54,18 @@ def lines(text: bytes) -> dict[str, str]:
 def info(server: Server, section: str) -> dict[str, str]:
     """INFO of one section."""
     return lines(tell(server, "INFO", section))
+
+
+def caught_up(replica: Server, primary: Server) -> None:
+    """Wait until a replica has everything that its primary has now."""
+    wanted = info(primary, "replication")
+
+    def has() -> bool:
+        seen = info(replica, "replication")
+        there = int(seen["master_repl_offset"]) >= int(wanted["master_repl_offset"])
+        return seen["role"] == "slave" and seen["master_replid"] == wanted["master_replid"] and there
+
+    wait_until_sync(has, "the replica has caught up", 30)
 
 
 def client_port(server: Server) -> int:
@@ -104,6 +119,7 @@ class Sentinel(Server):
         flavour: Flavour,
         primary: Server,
         *,
+        service: str = SERVICE,
         quorum: int = 2,
         password: str | None = None,
         options: Mapping[str, str] | None = None,
@@ -112,9 +128,10 @@ class Sentinel(Server):
         self._lines = [
             *([] if password is None else [f"requirepass {password}"]),
             *(f"{name} {value}" for name, value in self.options.items()),
-            f"sentinel monitor {SERVICE} {HOST} {client_port(primary)} {quorum}",
-            f"sentinel down-after-milliseconds {SERVICE} {NODE_TIMEOUT_MS}",
-            f"sentinel failover-timeout {SERVICE} 10000",
+            f"sentinel monitor {service} {HOST} {client_port(primary)} {quorum}",
+            f"sentinel down-after-milliseconds {service} {NODE_TIMEOUT_MS}",
+            # After one fail-over it takes twice as long until there may be another.
+            f"sentinel failover-timeout {service} 2000",
         ]
 
     def command(self) -> tuple[str, ...]:
@@ -123,9 +140,6 @@ class Sentinel(Server):
         if not path.exists():
             path.write_text("\n".join([f"port {self.port}", f"bind {HOST}", f"dir {self.directory}", *self._lines]))
         return (self.program, str(path), "--sentinel")
-
-
-SERVICE: Final = "convener-test"
 
 
 class SentinelGroup(Group):
@@ -150,7 +164,7 @@ class SentinelGroup(Group):
         self.flavour: Flavour = flavour
         self._replicas = replicas
         self._options = {"repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1", **(options or {})}
-        self._password = password
+        self.password = password
         self.tls = tls
         self.servers: list[Server] = []
         self.sentinels: list[Sentinel] = []
@@ -175,7 +189,7 @@ class SentinelGroup(Group):
             tell(replica, "REPLICAOF", HOST, client_port(primary))
         for _ in range(3):
             options = self._with_tls({})
-            sentinel = Sentinel(self.flavour, primary, password=self._password, options=options)
+            sentinel = Sentinel(self.flavour, primary, password=self.password, options=options)
             self.sentinels.append(self.run(sentinel))
         wait_until_sync(self.complete, "the Sentinels know each other and the replicas", 30)
 
@@ -186,7 +200,25 @@ class SentinelGroup(Group):
             known = (seen["flags"], int(seen["num-slaves"]), int(seen["num-other-sentinels"]))
             if known != ("master", self._replicas, len(self.sentinels) - 1):
                 return False
-        return all(info(s, "replication").get("master_link_status") == "up" for s in self.servers[1:])
+        return all(info(s, "replication").get("master_link_status", "up") == "up" for s in self.servers)
+
+    def restore(self) -> None:
+        """Start what was killed, and make replicas of all but the primary, which Sentinels would do after some time."""
+        primary = self.primary()
+        for server in self.servers:
+            server.resume()
+            server.start()
+            if server is not primary:
+                tell(server, "REPLICAOF", HOST, client_port(primary))
+        wait_until_sync(self.complete, "primary, replicas and Sentinels are what they were", 60)
+        self.caught_up()
+
+    def caught_up(self) -> None:
+        """Wait until the replicas have everything that the primary has now."""
+        primary = self.primary()
+        for server in self.servers:
+            if server is not primary:
+                caught_up(server, primary)
 
     def primary(self) -> Server:
         """The server that the first running Sentinel names."""

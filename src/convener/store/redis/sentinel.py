@@ -40,6 +40,15 @@ class Named:
     host: Host
 
 
+def newest(found: Sequence[Named], known: Named | None) -> Named:
+    """Which answer counts: that of the newest configuration, and among those what most say; never one that is older
+    than what is known.
+    """
+    epoch = max(named.epoch for named in found)
+    best = Counter(named for named in found if named.epoch == epoch).most_common(1)[0][0]
+    return best if known is None or best.epoch >= known.epoch else known
+
+
 class Primary:
     """The primary that the Sentinels name: a `Target`.
 
@@ -117,11 +126,7 @@ class Primary:
             if len(bad) == len(errors):
                 raise bad[0]
             raise StoreUnavailable(f"no Sentinel of {self._service} answers: {errors[0]}")
-        newest = max(named.epoch for named in found)
-        votes = Counter(named for named in found if named.epoch == newest)
-        best = votes.most_common(1)[0][0]
-        if self._known is None or best.epoch < 0 or best.epoch >= self._known.epoch:
-            self._known = best
+        self._known = newest(found, self._known)
         return self._known
 
     def _ask_sync(self, timeout: float) -> Named:

@@ -32,10 +32,10 @@ from convener.store.redis.scripts import SCRIPTS, Script
 
 _log = logging.getLogger(__name__)
 
-READ_SCRIPTS: Final = frozenset({"due", "inbox", "list_user", "members", "read"})
 READ_COMMANDS: Final = frozenset(
     {"get", "hget", "hgetall", "hmget", "hscan", "xrange", "zmscore", "zrange", "zrangebylex", "zscore"}
 )
+_READS: Final = "#!lua flags=no-writes\n"
 _REFUSALS: Final = (b"GAP", b"PENDING", b"CONFLICT", b"REFUSED")
 
 Reply = Any
@@ -94,8 +94,10 @@ class Call:
 
     @property
     def reads(self) -> bool:
-        """Whether it changes nothing."""
-        return self.name in (READ_COMMANDS if self.script is None else READ_SCRIPTS)
+        """Whether it changes nothing. The server holds a script to that."""
+        if self.script is not None:
+            return self.script.source.startswith(_READS)
+        return self.name in READ_COMMANDS
 
     def attempt(self, *, asking: bool) -> Call:
         """The same command once more, with an outcome of its own."""
