@@ -199,8 +199,14 @@ def test_the_file_is_refused_by_name(tmp_path: Path) -> None:
         ({"namespace": "a{b}"}, "namespace"),
         ({"redis_url": "localhost:6379"}, "redis_url (CONVENER_REDIS_URL): must look like redis://"),
         ({"redis_url": "http://localhost"}, "redis_url"),
-        ({"redis_url": "redis+sentinel://h1:26379,h2:26379"}, "redis_url (CONVENER_REDIS_URL): a Sentinel URL ends with"),
-        ({"redis_url": "redis+sentinel://h1:26379,h2:26379/main"}, "redis_url (CONVENER_REDIS_URL): a Sentinel URL ends with"),
+        (
+            {"redis_url": "redis+sentinel://h1:26379,h2:26379"},
+            "redis_url (CONVENER_REDIS_URL): a Sentinel URL ends with",
+        ),
+        (
+            {"redis_url": "redis+sentinel://h1:26379,h2:26379/main"},
+            "redis_url (CONVENER_REDIS_URL): a Sentinel URL ends with",
+        ),
         ({"redis_url": "redis+nodes://h1"}, "redis_url"),
         ({"redis_url": "redis+cluster://"}, "redis_url"),
         ({"redis_url": "redis+cluster://h", "redis_ca_file": "ca.pem"}, "redis_ca_file: has no effect"),

@@ -6,22 +6,20 @@ With Valkey the store is an access list's user with the least rights; with Redis
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, closing
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from convener.core.membership import Member, RenewReply
-from convener.core.model import AppendRequest, ClaimRequest, NewMessage
+from convener.core.model import NewMessage
 from convener.errors import ConfigurationError, StoreUnavailable
-from convener.store.redis import RedisStore
 from convener.store.redis.cluster import Cluster
-from convener.store.redis.history import NewHistory
-from convener.store.redis.keys import Keys, kind_of
+from convener.store.redis.keys import kind_of
 from convener.store.redis.wire import slot_of
-from tests.store.redis.load import ME, PUSH, check_order, progress, push_in_order, working
+from tests.store.redis.clusters import RIGHTS, Opener, batch, load_push, other, owned
+from tests.store.redis.load import PUSH, check_order, progress, push_in_order, working
 from tests.support.certificates import certificate
 from tests.support.servers import FLAVOURS, Flavour, Server, binary, free_port
 from tests.support.topologies import HOST, RedisCluster, info, role, tell
@@ -31,9 +29,6 @@ pytestmark = pytest.mark.xdist_group("processes")
 
 # What does not depend on the server is tested on one.
 only_valkey = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
-
-RIGHTS = ("~{t*", "&{t*", "+@all", "-@admin", "-@dangerous", "+info", "+client|list")
-"""What docs/how-to/stores.md gives a node, for the namespaces of these tests."""
 
 
 @pytest.fixture(scope="module", params=FLAVOURS)
@@ -51,40 +46,6 @@ def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield group
 
 
-class Opener:
-    """Opens stores in one namespace."""
-
-    def __init__(self, servers: RedisCluster, stack: AsyncExitStack) -> None:
-        self.servers = servers
-        self.namespace = f"t{secrets.token_hex(4)}"
-        self.keys = Keys(self.namespace)
-        self.told: list[NewHistory] = []
-        self._stack = stack
-
-    @property
-    def url(self) -> str:
-        return self.servers.url.replace("://", "://node:pw@")
-
-    async def __call__(self, url: str | None = None, **options: Any) -> RedisStore:
-        tls = self.servers.tls
-        options.setdefault("tls", None if tls is None else {"ssl_ca_certs": str(tls.certificate)})
-        options.setdefault("on_new_history", self.told.append)
-        return await self._stack.enter_async_context(RedisStore(url or self.url, namespace=self.namespace, **options))
-
-    def conversations(self) -> list[str]:
-        """A conversation at each primary."""
-        found: dict[int, str] = {}
-        number = 0
-        while len(found) < 3:
-            cid = f"c{number}"
-            found.setdefault(self.servers.owner(self.slot(cid)).port, cid)
-            number += 1
-        return list(found.values())
-
-    def slot(self, cid: str) -> int:
-        return slot_of(self.keys.meta(cid))
-
-
 @pytest.fixture
 async def opening(servers: RedisCluster) -> AsyncIterator[Opener]:
     """Opens stores in a namespace of its own; what is left there is as it should be, and so are the servers."""
@@ -98,26 +59,6 @@ async def opening(servers: RedisCluster) -> AsyncIterator[Opener]:
                 assert kind is not None, f"{key!r} is of no known kind"
                 assert tell(server, "TYPE", key.decode()) == kind.type.encode()
     await asyncio.to_thread(wait_until_sync, servers.complete, "the cluster is complete", 30)
-
-
-def load_push(servers: RedisCluster) -> None:
-    for server in servers.servers:
-        tell(server, "SCRIPT", "LOAD", PUSH.source)
-
-
-def other(servers: RedisCluster, than: Server) -> Server:
-    return next(s for s in servers.servers if s is not than and role(s) == "master")
-
-
-async def owned(store: RedisStore, cid: str) -> int:
-    await store.create(cid, "u", "{}", "g")
-    reply = await store.claim(cid, ClaimRequest(ME, "x", "", 0, "start"))
-    assert reply.meta is not None
-    return reply.meta.epoch
-
-
-def batch(epoch: int, expected: int) -> AppendRequest:
-    return AppendRequest(ME, epoch, expected, f"b{expected}", 0, 0, 0, (f'{{"kind":"reply","n":{expected}}}',))
 
 
 # -- slots that move -----------------------------------------------------------------------------------------------
@@ -530,23 +471,6 @@ async def test_servers_that_do_not_answer_are_passed_over(opening: Opener) -> No
     assert await store.head("c") is None
     with pytest.raises(StoreUnavailable, match="no server of the cluster answers"):
         await opening(f"{scheme}@{HOST}:{free_port()},{HOST}:{free_port()}")
-
-
-async def test_a_slot_that_nobody_has() -> None:
-    with RedisCluster("valkey", primaries=2, options={"cluster-require-full-coverage": "no"}) as servers:
-        async with RedisStore(servers.url, namespace="t", deadline=1.5) as store:
-            epoch = await owned(store, "c")
-            slot = slot_of(store.keys.meta("c"))
-            home = servers.owner(slot)
-            for server in servers.servers:
-                tell(server, "CLUSTER", "DELSLOTS", slot)
-            with pytest.raises(StoreUnavailable, match="the cluster is down"):
-                await store.append("c", batch(epoch, 1))
-            with pytest.raises(StoreUnavailable, match="confirm"):
-                await store.subscribe(store.channel("c", "c"), lambda _: None, lambda: None)
-            waiting = [asyncio.create_task(store.append("c", batch(epoch, n))) for n in (1, 2, 3)]
-            tell(home, "CLUSTER", "ADDSLOTS", slot)
-            assert [reply.outcome for reply in await asyncio.gather(*waiting)] == ["OK"] * 3
 
 
 @only_valkey
