@@ -128,10 +128,9 @@ class Ownership(People):
 
     def resolve(self, data: st.DataObject) -> None:
         """A claim with unknown outcome is settled before anything else."""
-        me = self.name(data.draw(nodes))
-        attempt = self.attempts.get(me)
-        if attempt is not None:
-            w = self.world
+        if self.attempts:
+            me = data.draw(st.sampled_from(sorted(self.attempts)))
+            attempt, w = self.attempts[me], self.world
             reply = w.apply(conversation.resolve(w.read(), me, attempt.nonce, attempt.epoch))
             self.claimed(me, attempt, reply.outcome, reply.meta)
 
