@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from convener.errors import ConvenerError, NotFound
+from convener.errors import ConvenerError
 from convener.manager.conversation import Conversation
 from convener.manager.timers import due_at
 from convener.manager.turn import Turn
@@ -25,8 +25,6 @@ from tests.manager.people import (
     replies_of,
     settled,
     store_of,
-    unowned,
-    waits,
 )
 from tests.manager.stepped import Stepped
 from tests.manager.test_recovery_modes import mode
@@ -191,9 +189,9 @@ async def test_a_repeated_turn_does_not_set_it_twice(make_cluster: MakeCluster, 
     at = stepped.stores[0].hold_reply(after, is_meant)
     await started(cluster, {"set": [[due, "once"]]})
     await asyncio.wait_for(at.reached.wait(), 20)
-    if after == "set_timer" and not due:
+    if after == "set_alarm" and not due:
         # It rings while the turn that sets it has not heard that it is set.
-        await wait_until(lambda: _is_recorded(cluster, "alarm/t1.1"), "it has rung")
+        await wait_until(lambda: is_recorded(cluster, "alarm/t1.1"), "it has rung")
     await cluster.kill(0)
     await rung(cluster, clock, 1)
     assert clock.rang == [("alarm/t1.1", "once")]
@@ -201,7 +199,7 @@ async def test_a_repeated_turn_does_not_set_it_twice(make_cluster: MakeCluster, 
     assert set(clock.set) == {"alarm/t1.1"}
 
 
-async def _is_recorded(cluster: InProcessCluster, message_id: str) -> bool:
+async def is_recorded(cluster: InProcessCluster, message_id: str) -> bool:
     (position,) = await store_of(cluster).seen("c", [message_id])
     return position is not None
 
@@ -222,6 +220,46 @@ async def test_with_lost_commands(make_cluster: MakeCluster, step: str, fault: s
             await late.land()
         await rung(cluster, clock, 1)
     assert await rings(cluster) == ["once"]
+
+
+@pytest.mark.parametrize("after", ["set_timer", "set_alarm"])
+async def test_a_turn_that_is_cut_off_while_it_sets_one_leaves_none_that_never_rings(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    monkeypatch.setattr("convener.manager.timers.UNSET_MS", 500)
+    stepped = Stepped(make_cluster)
+    cluster = await stepped.start((clock := Clock()).agent, options=mode("fail"))
+    at = stepped.stores[0].hold_reply(after)
+    await started(cluster, {"set": [[0, "if it is set"]]})
+    await asyncio.wait_for(at.reached.wait(), 20)
+    await cluster.kill(0)
+    await settled(cluster, "c")
+    if after == "set_alarm":
+        await rung(cluster, clock, 1)
+
+    async def is_clean() -> bool:
+        return not await store_of(cluster).alarms("c") and not [k for k in await keys_of(cluster) if k[:2] == "t:"]
+
+    await wait_until(is_clean, "nothing of it is left")
+    assert len(clock.rang) == (1 if after == "set_alarm" else 0)
+
+
+async def test_one_that_is_set_after_it_came_due(make_cluster: MakeCluster) -> None:
+    stepped = Stepped(make_cluster)
+    looked_at: list[str] = []
+
+    def is_seen(cid: str, alarm_id: str, **options: Any) -> bool:
+        looked_at.append(alarm_id)
+        return False
+
+    stepped.prepare = lambda store: store.hold("fire", is_seen)
+    cluster = await stepped.start((clock := Clock()).agent)
+    setting = stepped.stores[0].hold("set_alarm")
+    await started(cluster, {"set": [[0, "late"]]})
+    await asyncio.wait_for(setting.reached.wait(), 20)
+    await wait_until(lambda: len(looked_at) > 1, "it was looked at, and looked at again")
+    setting.go()
+    await rung(cluster, clock, 1)
 
 
 async def test_a_fired_one_whose_node_dies_before_it_wakes_anybody(make_cluster: MakeCluster) -> None:
@@ -351,6 +389,7 @@ async def test_wrong_arguments_fail_the_turn_that_gives_them(make_cluster: MakeC
     with pytest.raises(ConvenerError, match="when must be"):
         await cluster[1].call("c", "set", [["soon", 1]])
     assert await store_of(cluster).alarms("c") == {}
+<<<<<<< ours
 
 
 # -- conversations that cannot take it
@@ -492,3 +531,5 @@ async def test_it_queues_behind_a_question(make_cluster: MakeCluster) -> None:
     assert said == [("again", "yes"), ("alarm", "ring")]
     await hibernated(cluster, "c")
     await unowned(cluster, "c")
+=======
+>>>>>>> theirs

@@ -13,8 +13,9 @@ from convener.core.model import MAX_ALARMS
 from convener.core.view import START, Place
 from convener.errors import ConversationStopped, InboxFull, InvalidRequest, NotFound
 from convener.ids import new_id
+from convener.manager.clock import wall_ms
 from convener.manager.jsontext import to_json
-from convener.manager.timers import ALARM_TIMER, When, due_at, insist
+from convener.manager.timers import ALARM_TIMER, SOON_MS, When, due_at, insist
 from convener.manager.views import decode
 
 if TYPE_CHECKING:
@@ -124,16 +125,25 @@ class Conversation:
 
     async def _set_alarm(self, alarm_id: str, due: int, text: str) -> str:
         store = self._node.store
+
+        async def enter() -> None:
+            await insist(self._node, lambda: store.set_timer(self.id, alarm_id, due))
+
+        # First when, then what it says: an alarm without a time would never fire, and never go.
+        await enter()
         outcome = await insist(self._node, lambda: store.set_alarm(self.id, alarm_id, text))
+        if outcome != "OK":
+            await insist(self._node, lambda: store.clear_timer(self.id, alarm_id))
+        elif due < wall_ms() + SOON_MS:
+            # It may have come due before it said anything, and have been cleared away.
+            await enter()
         if outcome == "NOT_FOUND":
             raise NotFound(f"no conversation {self.id}")
         if outcome == "CLOSED":
             raise ConversationStopped(f"conversation {self.id} was stopped")
         if outcome == "FULL":
             raise InboxFull(f"{MAX_ALARMS} alarms of the conversation are set")
-        # What it says first, then when: an alarm without a time would never fire. One that has fired stays fired.
-        if outcome == "OK":
-            await insist(self._node, lambda: store.set_timer(self.id, alarm_id, due))
+        # One that has fired stays fired.
         return alarm_id
 
     async def history(self, limit: int | None = None) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from convener.errors import (
 from convener.manager.asking import check_answer
 from convener.manager.base import InterruptResult, Question, ResumeResult, SendResult
 from convener.manager.starter import Queued, closed
-from convener.manager.timers import ASK_TIMER, later
+from convener.manager.timers import ASK_TIMER, later, unset_until
 
 if TYPE_CHECKING:
     from convener.manager.engine import Engine
@@ -145,8 +145,15 @@ class Intents:
 
     # -- alarms --------------------------------------------------------------------------------------------------
 
-    async def fire(self, cid: str, alarm_id: str) -> int:
-        """FIRE, then the wake. Returns when to come back, in ms since 1970; 0 if there is nothing left to do."""
+    async def fire(self, cid: str, alarm_id: str, at: int) -> int:
+        """FIRE, then the wake.
+
+        Args:
+            at: its time. It is entered before what the alarm says, which may still be on its way.
+
+        Returns:
+            when to come back, in ms since 1970; 0 if there is nothing left to do.
+        """
         most = self._node.options.max_pending_messages
         reply = await self._engine.wakes.owing(cid, self._node.store.fire(cid, alarm_id, max_pending=most), "alarm")
         if reply.outcome in ("FAILED", "HELD", "FULL"):
@@ -157,6 +164,8 @@ class Intents:
             # Whoever fired it may have died before it woke anybody (I11).
             with contextlib.suppress(Queued, ConversationStopped):
                 await self._engine.wakes.wake_if_owed(cid, "alarm")
+            if not reply.position:
+                return unset_until(at)
         return 0
 
     # -- resume --------------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ AT_ONCE: Final = 100
 RETRY_S: Final = 0.2
 SOON_MS: Final = 5_000
 AGAIN_MS: Final = 60_000
+UNSET_MS: Final = 60_000
+"""How long after its time an alarm may still be set; a turn that has not done that by then is begun again."""
 MAX_AHEAD_MS: Final = 100 * 366 * 86_400_000
 
 When = datetime.datetime | datetime.timedelta | float
@@ -94,6 +96,11 @@ def later() -> int:
     return wall_ms() + AGAIN_MS
 
 
+def unset_until(at: int) -> int:
+    """`at`, at which an alarm was due that does not say anything, if it may still be about to be set; else 0."""
+    return at if wall_ms() - at < UNSET_MS else 0
+
+
 class Timers:
     """Polls the lists and does what is due.
 
@@ -135,7 +142,7 @@ class Timers:
             if timer_id.startswith(ASK_TIMER):
                 again = await self._engine.intents.expire(cid, timer_id.removeprefix(ASK_TIMER), at)
             else:
-                again = await self._engine.intents.fire(cid, timer_id)
+                again = await self._engine.intents.fire(cid, timer_id, at)
             await (store.set_timer(cid, timer_id, again) if again else store.clear_timer(cid, timer_id))
         except ConvenerError as error:
             log.info("what is due is tried again", conversation_id=cid, timer=timer_id, error=str(error))

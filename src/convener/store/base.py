@@ -142,8 +142,8 @@ class TimerStore(Protocol):
     What an entry stands for lies with its conversation, so entering both takes two steps. The entry of a question's
     deadline comes first, so that no crash leaves a question without one, and stays until the question was answered or
     its turn has ended: whoever finds no open question may be early (`models/asking.py`). The entry of an alarm comes
-    second, by a step of the turn that is repeated until both are there. Early removal would lose what is to happen, a
-    leftover does no harm.
+    first as well, so that no crash leaves one that never fires, and stays for a while if it finds no alarm. Early
+    removal would lose what is to happen, a leftover does no harm.
     """
 
     async def set_timer(self, cid: str, timer_id: str, due: int) -> None:
