@@ -214,3 +214,10 @@ def test_what_a_node_says_anew_of_itself_is_a_new_version() -> None:
     reply, told = renew(same, "a~1", '{"state":"draining"}', 3)
     assert reply == RenewReply("OK", state.version + 1)
     assert told.version == state.version + 1
+
+
+def test_a_cluster_that_was_ended_and_is_started_again_owes_nobody_grace() -> None:
+    state = leave(cluster("a~1"), "a~1", T0 + 1)
+    assert state.members == {}
+    _, state = join(state, "a~2", Member(0, TTL, RENEW), T0 + 3_600_000)
+    assert state.grace == 0

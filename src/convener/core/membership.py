@@ -58,8 +58,10 @@ class RenewReply:
 
 
 def _felt(state: Membership, ttl: int, now: int) -> Membership:
-    """Look at the pulse. An old one: renewals could not arrive, so nobody's silence proves anything."""
-    if state.pulse and now - state.pulse > PULSE_LIMIT_MS:
+    """Look at the pulse. An old one: renewals could not arrive, so nobody's silence proves anything. Unless there was
+    nobody who could have renewed: a cluster that was ended and is started again owes nobody grace.
+    """
+    if state.members and now - state.pulse > PULSE_LIMIT_MS:
         return replace(state, grace=max(state.grace, now + ttl))
     return state
 

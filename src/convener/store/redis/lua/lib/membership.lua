@@ -5,7 +5,7 @@ local function grace() return tonumber(redis.call('GET', KEYS[6]) or 0) end
 -- An old pulse means that renewals could not arrive, so nobody's silence proves anything (core.membership._felt).
 local function feel(ttl)
   local pulse = tonumber(redis.call('GET', KEYS[5]) or 0)
-  if pulse > 0 and now - pulse > PULSE_LIMIT then
+  if now - pulse > PULSE_LIMIT and redis.call('EXISTS', KEYS[1]) == 1 then
     redis.call('SET', KEYS[6], text(math.max(grace(), now + ttl)))
   end
 end
