@@ -114,6 +114,20 @@ async def test_a_question_expires(make_cluster: MakeCluster, life: str) -> None:
         await cluster[1].answer("c", "t1.1", "too late")
 
 
+async def test_an_answered_question_leaves_no_deadline(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(ask)
+    await cluster[0].maybe_start_agent_loop("c", user_id="u", initial_user_msg={"ask": "?", "timeout": 1000})
+    await asked(cluster, "c")
+    assert [key for key in await keys_of(cluster) if key.startswith("t:")]
+    await cluster[1].answer("c", "t1.1", "yes")
+
+    async def is_clear() -> bool:
+        return not [key for key in await keys_of(cluster) if key.startswith("t:")]
+
+    await wait_until(is_clear, "its deadline is cleared away")
+    await settled(cluster, "c")
+
+
 async def test_an_expiry_that_nobody_catches_fails_the_turn(make_cluster: MakeCluster) -> None:
     cluster = await make_cluster(ask, nodes=1)
     await cluster[0].maybe_start_agent_loop("c", user_id="u", initial_user_msg={"ask": "?", "timeout": 0.1})

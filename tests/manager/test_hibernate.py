@@ -19,6 +19,7 @@ from tests.manager.people import (
     ends,
     head_of,
     hibernated,
+    keys_of,
     kinds_of,
     log_of,
     replies_of,
@@ -235,12 +236,19 @@ async def test_stop(make_cluster: MakeCluster, life: str) -> None:
 @pytest.mark.parametrize("life", ["loaded", "hibernated", "its node is gone"])
 async def test_delete(make_cluster: MakeCluster, life: str) -> None:
     cluster = await make_cluster(ask)
-    await waiting(cluster, "c")
+    await cluster[0].maybe_start_agent_loop("c", user_id="u", initial_user_msg={"ask": "ok?", "timeout": 1000})
+    await asked(cluster, "c")
+    await waits(cluster, "c")
     if life == "hibernated":
         await hibernated(cluster, "c")
     elif life != "loaded":
         await cluster.kill(0)
     await cluster[2].delete("c")
+
+    async def is_clean() -> bool:
+        return await keys_of(cluster) == set()
+
+    await wait_until(is_clean, "nothing is left of it")
     with pytest.raises(NotFound):
         await cluster[1].answer("c", "t1.1", "yes")
     with pytest.raises(NotFound):
@@ -376,6 +384,24 @@ async def test_an_agent_that_does_not_let_go_of_its_question(
     assert late == ["OwnershipLost"]
     assert await replies_of(cluster, "c") == ["yes"]
     assert await cluster[2].questions("c") == []
+
+
+# -- moves
+
+
+async def test_it_moves_with_its_question(make_cluster: MakeCluster) -> None:
+    cluster = await make_cluster(ask)
+    await waiting(cluster, "c")
+    sink = await join(cluster, 2, "c", "s")
+    for node in (1, 2, 0):
+        await cluster[node].move("c", f"node-{node}")
+        assert await waits(cluster, "c") == node
+        assert [q.ask_id for q in await cluster[2].questions("c")] == ["t1.1"]
+    await cluster[1].answer("c", "t1.1", "yes")
+    await wait_until(sink.replies, "the client sees the reply")
+    assert [r["said"] for r in sink.replies()] == ["yes"]
+    assert (await kinds_of(cluster, "c", "t1")).count("ask") == 1
+    assert (await head_of(cluster, "c")).strikes == 0
 
 
 # -- strikes

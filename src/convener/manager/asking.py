@@ -60,6 +60,10 @@ class Answers:
         """Whether the turn waits for an answer."""
         return any(not future.done() for future in self._futures.values())
 
+    def has(self, ask_id: str) -> bool:
+        """Whether the answer is there."""
+        return ask_id in self._known
+
     async def wait(self, ask_id: str) -> Answer:
         """The answer, as soon as it is there."""
         if ask_id in self._known:

@@ -7,7 +7,7 @@ membership, recovery, calls, the listener). What is given back is given back in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 import structlog
@@ -407,19 +407,23 @@ class Engine:
             return cid not in self.runners and not self.starter.is_starting(cid)
         return owner in self.node.buried
 
-    async def erase(self, cid: str) -> None:
-        """ERASE after a stop, then out of the lists. Raises `OwnershipLost` if it was resumed meanwhile."""
+    async def erase(self, cid: str, timers: Collection[str] = ()) -> None:
+        """ERASE after a stop, then out of the lists. Raises `OwnershipLost` if it was resumed meanwhile.
+
+        Args:
+            timers: of the conversation, besides those of its alarms.
+        """
         store = self.node.store
         meta, alarms = await store.head(cid), await store.alarms(cid)
         if meta is None:
             raise NotFound(f"no conversation {cid}")
         if await store.erase(cid) != "OK":
             raise OwnershipLost("the conversation is still being stopped; try again", retry_after=1.0)
-        # One that is left over goes when it is due, which may be in years.
-        for alarm_id in alarms:
-            await store.clear_timer(cid, alarm_id)
-        await self.node.store.unindex(meta.user, cid)
+        await store.unindex(meta.user, cid)
         self.records.note(meta.user, cid)
+        # One that is left over goes when it is due, which may be in years.
+        for timer_id in (*alarms, *timers):
+            await store.clear_timer(cid, timer_id)
 
     # -- suspension and the end ---------------------------------------------------------------------------------
 

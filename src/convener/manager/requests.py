@@ -22,6 +22,7 @@ from convener.manager.base import (
 )
 from convener.manager.engine import Engine
 from convener.manager.jsontext import to_json
+from convener.manager.timers import ASK_TIMER
 from convener.telemetry.metrics import Metrics
 
 
@@ -111,8 +112,10 @@ class Requests(ConversationManager):
     async def delete(self, conversation_id: str, reason: str = "deleted by the user") -> None:
         """See `ConversationManager`."""
         cid = check_id(conversation_id, "conversation_id")
+        # Before the stop, which closes them.
+        questions = await self.engine.intents.questions(cid)
         await self.engine.stop(cid, reason)
-        await self.engine.erase(cid)
+        await self.engine.erase(cid, [f"{ASK_TIMER}{question.ask_id}" for question in questions])
 
     # -- input ---------------------------------------------------------------------------------------------------
 

@@ -361,10 +361,18 @@ class Turn(Generic[S]):
         question = msgspec.json.decode(asked_for, type=dict[str, Any])
         asked = self._ledger.question(question["prompt"], question["schema"])
         ask_id = await self._open(question, timeout) if asked is None else asked.ask_id
+        known = self._answers.has(ask_id)
         answer = await self._answers.wait(ask_id)
         if answer.expired:
             raise AskExpired("nobody has answered the question in time")
+        if timeout is not None and not known:
+            self._node.supervisor.spawn(f"deadline {ask_id}", self._clear_deadline(ask_id))
         return answer.data
+
+    async def _clear_deadline(self, ask_id: str) -> None:
+        # Not needed for anything: left over, it is taken for what it is when it is due.
+        with contextlib.suppress(ConvenerError):
+            await self._node.store.clear_timer(self.conversation.id, f"{ASK_TIMER}{ask_id}")
 
     async def _open(self, question: dict[str, Any], timeout: float | None) -> str:
         ask_id = f"{self.id}.{self._ledger.next_question()}"
