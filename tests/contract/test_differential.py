@@ -199,7 +199,9 @@ async def unsend(u: Subject, s: Step, m: Meta) -> Any:
 async def claim(u: Subject, s: Step, m: Meta) -> Any:
     reason = ("start", "takeover", "wake", "handoff")[s.count]
     owner = m.owner if s.off == 0 else NODES[s.node]
-    request = ClaimRequest(NODES[s.node], f"n{s.nonce}", owner, u.epoch(s.back), cast("Any", reason))
+    request = ClaimRequest(
+        NODES[s.node], f"n{s.nonce}", owner, u.epoch(s.back), cast("Any", reason), acted=s.message > 0
+    )
     return await u.store.claim(u.cid, request)
 
 

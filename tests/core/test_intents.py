@@ -210,6 +210,22 @@ def test_a_takeover_while_a_person_is_waited_for_is_no_strike() -> None:
     assert (world.head.strikes, world.head.struck) == (1, 1)
 
 
+def test_a_takeover_of_a_turn_that_did_more_than_wait_is_a_strike() -> None:
+    world = waiting("t1.1", "t1.2")
+    world.claim("b~1", "n2", reason="takeover", acted=True)
+    assert (world.head.strikes, world.head.struck) == (1, 1)
+    world.reply("t1.1")
+    world.claim("c~1", "n3", reason="takeover", acted=True)
+    assert world.head.strikes == 2
+    world.claim("d~1", "n4", reason="restart", acted=True)
+    assert world.head.strikes == 2
+    world.reply("t1.2")
+    world.take_in()
+    world.answer(world.head.position)
+    world.claim("e~1", "n5", reason="takeover", acted=True)
+    assert world.head.strikes == 2, "no turn is open"
+
+
 def test_a_stop_closes_questions_and_keeps_the_answers() -> None:
     world = waiting("t1.1", "t1.2")
     world.append(event("x", "t1", 1, "1"))

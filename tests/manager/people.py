@@ -120,6 +120,17 @@ async def waits(cluster: InProcessCluster, cid: str) -> int:
     return (await wait_until(found, f"{cid} waits for a person") or 0) - 1
 
 
+async def recorded(cluster: InProcessCluster, node: int, cid: str, status: str) -> None:
+    """Return when the node has said in the store that the conversation has this status: what is known if it dies."""
+    incarnation = cluster[node].engine.node.incarnation
+
+    async def is_known() -> bool:
+        record = await store_of(cluster).record(incarnation, cid)
+        return record is not None and record.status == status
+
+    await wait_until(is_known, f"the record of {cid} says {status}")
+
+
 async def hibernated(cluster: InProcessCluster, cid: str) -> None:
     """Hibernate the conversation, which waits or is idle."""
 

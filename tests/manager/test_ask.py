@@ -20,6 +20,7 @@ from tests.manager.people import (
     hibernated,
     kinds_of,
     log_of,
+    recorded,
     replies_of,
     settled,
     unowned,
@@ -301,13 +302,7 @@ async def test_work_beside_a_question_goes_on_after_a_crash(make_cluster: MakeCl
     await cluster[0].maybe_start_agent_loop("c", user_id="u", initial_user_msg={})
     await asked(cluster, "c")
     await wait_until(lambda: ran == [1], "the step runs")
-    incarnation, store = cluster[0].engine.node.incarnation, cluster[1].engine.node.store
-
-    async def is_known() -> bool:
-        record = await store.record(incarnation, "c")
-        return record is not None and record.status == "running"
-
-    await wait_until(is_known, "the node's record says that it works")
+    await recorded(cluster, 0, "c", "running")
     await cluster.kill(0)
     await wait_until(lambda: ran == [1, 2], "the step is run again elsewhere")
     open_.set()

@@ -22,6 +22,7 @@ from tests.manager.people import (
     keys_of,
     kinds_of,
     log_of,
+    recorded,
     replies_of,
     settled,
     store_of,
@@ -413,6 +414,7 @@ async def test_waiting_is_not_what_takes_nodes_down(make_cluster: MakeCluster) -
     for node in range(4):
         # With a client, the conversation is claimed and its turn begun again on each next node.
         await join(cluster, node + 1, "c", f"s{node}")
+        await recorded(cluster, node, "c", "waiting")
         await cluster.kill(node)
         assert await waits(cluster, "c") == node + 1
     head = await head_of(cluster, "c")
@@ -420,6 +422,34 @@ async def test_waiting_is_not_what_takes_nodes_down(make_cluster: MakeCluster) -
     await cluster[4].answer("c", "t1.1", "yes")
     await settled(cluster, "c")
     assert [(r["said"], r["attempt"]) for r in await replies_of(cluster, "c")] == [("yes", 5)]
+
+
+async def test_what_a_turn_does_beside_its_question_may_be_what_takes_nodes_down(make_cluster: MakeCluster) -> None:
+    begun: list[int] = []
+
+    async def agent(turn: Turn) -> None:
+        async def poison() -> None:
+            begun.append(turn.attempt)
+            await asyncio.Event().wait()
+
+        await asyncio.gather(turn.ask("ok?"), turn.step("poison", poison))
+
+    cluster = await make_cluster(agent, nodes=1)
+    await cluster[0].maybe_start_agent_loop("c", user_id="u", initial_user_msg={})
+    for attempt in range(1, 4):
+        await wait_until(lambda a=attempt: begun == list(range(1, a + 1)), f"attempt {attempt} runs")
+        await asked(cluster, "c")
+        await recorded(cluster, attempt - 1, "c", "running")
+        await cluster.add()
+        await cluster.kill(attempt - 1)
+
+    async def is_given_up() -> bool:
+        return (await head_of(cluster, "c")).status == "failed"
+
+    await wait_until(is_given_up, "it is given up")
+    assert await cluster[3].questions("c") == []
+    assert (await kinds_of(cluster, "c", "t1"))[-1] == "turn_failed"
+    await unowned(cluster, "c")
 
 
 async def test_struck_turns_do_not_wait_for_each_others_people(make_cluster: MakeCluster) -> None:

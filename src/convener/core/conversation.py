@@ -162,9 +162,9 @@ def claim(state: Conversation, request: ClaimRequest, now: int) -> tuple[ClaimRe
     epoch, seq = next_epoch(meta, state.tip, now, request.floor), meta.seq + 1
     opened = LogEntry(epoch, seq, wire.open_event(request.me, request.reason, state.tip, now))
     meta = replace(meta, owner=request.me, nonce=request.nonce, epoch=epoch, seq=seq, batch="", updated=now)
-    # A turn that waits for a person is not what takes nodes down, nor one whose answer nobody has taken in.
+    # A turn that only waits for a person is not what takes nodes down, nor one whose answer nobody has taken in.
     waits = meta.asks > 0 or any(entry.kind == "answer" for entry in state.inbox)
-    if request.reason == "takeover" and meta.cursor > meta.done and not waits:
+    if request.reason == "takeover" and meta.cursor > meta.done and (request.acted or not waits):
         meta = _struck(meta, now)
     return ClaimReply("OK", meta, state.inbox, opened), (
         SetMeta(meta),

@@ -274,6 +274,7 @@ class ClaimRequest:
     Attributes:
         owner, epoch: what the head must have now.
         floor: an epoch that the new one must exceed.
+        acted: the open turn did something besides waiting for a person, as far as its former node has said.
         user, generation: the log's, if the head is gone and has to be rebuilt.
     """
 
@@ -285,6 +286,7 @@ class ClaimRequest:
     floor: int = 0
     user: str = ""
     generation: str = ""
+    acted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,14 +46,14 @@ async def after_cut_off(
         with the next; "failed" if it has taken too many nodes down, so that nothing more is started unasked.
     """
     head = turns.head
-    # A turn that waits for a person is not cut off: it would have been begun again anyway.
-    if reason != "takeover" or head is None or not head.attempts or meta.asks or answered:
-        return "resume"
-    # Nor is one begun again that somebody has interrupted.
-    if head.interrupted:
+    # One that somebody has interrupted is not begun again.
+    if reason != "takeover" or head is None or not head.attempts or head.interrupted:
         return "resume"
     if turns.is_struck:
         return "failed"
+    # A turn that waits for a person is not cut off: it would have been begun again anyway.
+    if meta.asks or answered:
+        return "resume"
     mode = await _decision(node, conversation, head, over)
     return node.options.recovery if mode is None else mode
 

@@ -112,7 +112,7 @@ class Recovery:
             if meta.status == "stopping":
                 await self._engine.finish_stop(cid, meta.owner)
             elif self._has_work(meta, record):
-                if not await self._claim(cid, began):
+                if not await self._claim(record, began):
                     return
             elif await store.disown(cid, meta.owner, meta.epoch) != "OK":
                 return
@@ -121,7 +121,7 @@ class Recovery:
             if await store.disown(cid, "", meta.epoch) != "OK":
                 return
             waits = not is_settled(meta) or await self._was_queued(cid, record.user)
-            if waits and not await self._claim(cid, began):
+            if waits and not await self._claim(record, began):
                 return
         elif meta is not None and (meta.owner == incarnation or self._leads_nowhere(cid, meta.owner)):
             # To be looked at again when that burial is known here too, or that start is done with.
@@ -145,10 +145,11 @@ class Recovery:
         waiting = await self._node.store.waiting(user) if user else ()
         return any(w.conversation_id == cid and w.incarnation in self._node.buried for w in waiting)
 
-    async def _claim(self, cid: str, began: float) -> bool:
+    async def _claim(self, record: Record, began: float) -> bool:
         """Take it over, under the slot that is there. True if somebody alive owns it or looks after it now."""
+        cid = record.conversation_id
         try:
-            started = await self._engine.starter.ensure(cid, "takeover")
+            started = await self._engine.starter.take_over(cid, acted=record.status == "running")
         except Queued:
             return True
         except (ConversationStopped, NotFound):

@@ -136,6 +136,7 @@ class Starter:
         self._host = host
         self._flights: dict[str, asyncio.Task[Started]] = {}
         self._chosen: set[str] = set()
+        self._acted: set[str] = set()
 
     def is_starting(self, cid: str) -> bool:
         """Whether a start of this conversation is under way here."""
@@ -154,6 +155,20 @@ class Starter:
             OwnershipLost: this node may not act, or its life has ended meanwhile.
         """
         return await self._join_flight(cid, reason, "")
+
+    async def take_over(self, cid: str, *, acted: bool) -> Started:
+        """The same, for what a buried node has left.
+
+        Args:
+            acted: whether the open turn did something there besides waiting for a person: then it may be what took the
+                node down.
+        """
+        if acted:
+            self._acted.add(cid)
+        try:
+            return await self._join_flight(cid, "takeover", "")
+        finally:
+            self._acted.discard(cid)
 
     async def ensure_here(self, cid: str, reason: ClaimReason) -> Started:
         """The same, but if nobody owns it, then here: another node has chosen this one. Not passed on again."""
@@ -335,6 +350,7 @@ class Starter:
                 reason=self._reason(meta, reason, attempt.source),
                 user=meta.user,
                 generation=meta.generation,
+                acted=attempt.cid in self._acted,
             )
             try:
                 reply = await self._node.store.claim(attempt.cid, request)

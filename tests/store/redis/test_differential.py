@@ -183,6 +183,7 @@ class Pair:
             floor=meta.epoch + 10**9 if op.flag else 0,
             user="u",
             generation="rebuilt",
+            acted=op.off_seq != 0,
         )
         reply = await self.store.claim(self.cid, request)
         assert reply == self.model.apply(conversation.claim(self.model.view(), request, await self.now()))

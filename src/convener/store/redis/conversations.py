@@ -91,6 +91,7 @@ class RedisConversations(Part):
             request.floor,
             request.user,
             request.generation,
+            "1" if request.acted else "",
         )
         outcome = reply[0].decode()
         head = replies.meta(reply[1]) if len(reply) > 1 else None

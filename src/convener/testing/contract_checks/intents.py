@@ -191,6 +191,18 @@ async def check_waiting_for_a_person_is_no_strike(h: Harness) -> None:
     assert ((await head(s)).strikes, (await head(s)).struck) == (1, 1)
 
 
+async def check_a_turn_that_does_more_than_wait_is_struck(h: Harness) -> None:
+    """What it does besides may be what takes nodes down."""
+    s = await h.connect()
+    await waiting(s, "t1.1")
+    await claim(s, "n1~1", "s1", reason="takeover", acted=True)
+    assert ((await head(s)).strikes, (await head(s)).struck) == (1, 1)
+    await reply(s, "t1.1", "r1")
+    await claim(s, "n2~1", "s2", reason="takeover", acted=True)
+    await claim(s, "n3~1", "s3", reason="restart", acted=True)
+    assert (await head(s)).strikes == 2
+
+
 async def check_a_stop_closes_questions_and_keeps_answers(h: Harness) -> None:
     """Whoever finishes it: what was acknowledged is in the log (I8), nothing can be answered any more."""
     s = await h.connect()

@@ -2,6 +2,7 @@
 -- CLAIM: become the owner under a new epoch (core.conversation.claim). Rebuilds a head that was lost.
 -- KEYS 1 meta  2 log  3 in  4 seen  5 asks
 -- ARGV 1 channel  2 me  3 nonce  4 expected owner  5 expected epoch  6 reason  7 floor  8 user  9 generation
+--      10 '1' if the turn acted
 -- ->   {'OK', head, inbox, {epoch, seq, event}} | {'OK', head, inbox} (the same claim again)
 --    | {'CONFLICT'|'CLOSED', head} | {'NOT_FOUND'}
 -- @include now
@@ -46,7 +47,7 @@ for _, entry in ipairs(inbox) do
     waits = waits or (entry[2][i] == 'kind' and entry[2][i + 1] == 'answer')
   end
 end
-if ARGV[6] == 'takeover' and tonumber(head.cursor) > tonumber(head.done) and not waits then
+if ARGV[6] == 'takeover' and tonumber(head.cursor) > tonumber(head.done) and (ARGV[10] == '1' or not waits) then
   local turn = tonumber(head.done) + 1
   if tonumber(head.struck) == turn and now - tonumber(head.strike_at) <= STRIKE_WINDOW then
     head.strikes = text(tonumber(head.strikes) + 1)
