@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from convener.store.base import Store
 from convener.store.redis import RedisStore
@@ -14,10 +14,21 @@ from convener.testing.harness import Harness, HarnessFactory, memory_harness, sq
 from tests.support.servers import Server
 
 
-class RedisHarness:
-    """A namespace of its own in a running server."""
+class Servers(Protocol):
+    """One server, or several that are one store."""
 
-    def __init__(self, server: Server, stack: AsyncExitStack) -> None:
+    @property
+    def url(self) -> str: ...
+
+    def ask(self, *words: str) -> object:
+        """The reply to a command; of several servers, all items of their replies."""
+        ...
+
+
+class RedisHarness:
+    """A namespace of its own in a running store."""
+
+    def __init__(self, server: Servers, stack: AsyncExitStack) -> None:
         self._server = server
         self._stack = stack
         self._namespace = f"t{secrets.token_hex(6)}"
@@ -32,7 +43,7 @@ class RedisHarness:
 
 
 @asynccontextmanager
-async def redis_harness(server: Server) -> AsyncGenerator[RedisHarness, None]:
+async def redis_harness(server: Servers) -> AsyncGenerator[RedisHarness, None]:
     async with AsyncExitStack() as stack:
         yield RedisHarness(server, stack)
 
