@@ -44,6 +44,7 @@ from convener.manager.context import NodeOptions, RecoveryMode
 from convener.manager.conversation import Conversation
 from convener.manager.loops import LoopFunction
 from convener.manager.standalone import StandaloneConversationManager
+from convener.manager.threads import run_in_thread
 from convener.manager.traits import DictCodec, Interrupted, Migrate, ModelCodec, Traits
 from convener.manager.turn import Turn
 from convener.settings import Settings
@@ -88,7 +89,7 @@ class _UserAgent:
         if inspect.iscoroutinefunction(function):
             await function(turn)
         else:
-            result = await asyncio.to_thread(function, turn)
+            result = await run_in_thread(function, turn)
             if inspect.isawaitable(result):
                 await result
 
@@ -250,7 +251,7 @@ class Convener:
             async def run(conversation: Conversation, params: Any) -> Any:
                 if inspect.iscoroutinefunction(function):
                     return await function(conversation, params)
-                return await asyncio.to_thread(function, conversation, params)
+                return await run_in_thread(function, conversation, params)
 
             self._agent.methods[name] = run
             return function
@@ -428,13 +429,13 @@ def _first_to_hear_of_the_end(gateway: Gateway) -> Generator[None]:
             hand_on(number)
 
     def begin(number: int) -> None:
-        if ending:
-            # Asked twice: whoever asks wants the end now. Other nodes recover what is left here.
-            gateway.context.operations.hurry()
+        if not ending:
+            ending.add(loop.create_task(leave(number)))
+        elif not gateway.hurried:
+            # Asked twice: whoever asks wants the end now. The first signal is handed on as soon as that is under way.
+            gateway.hurry()
+        else:
             hand_on(number)
-            return
-        task = loop.create_task(leave(number))
-        ending.add(task)
 
     def heard(number: int, _: FrameType | None) -> None:
         loop.call_soon_threadsafe(begin, number)

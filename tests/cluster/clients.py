@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -33,6 +34,8 @@ class Client:
         cursor: of the last log entry; a stock client hands it over when it comes back by itself.
         closes: WebSocket close code of every connection that ended.
         refusals: data of every CONNECT_ERROR.
+        failures: how often a connection could not be made, for whatever reason.
+        times: when each of `shown` came, in seconds of the monotonic clock.
     """
 
     sio: Any
@@ -43,17 +46,21 @@ class Client:
     cursor: str | None = None
     closes: list[int | None] = field(default_factory=list[int | None])
     refusals: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    failures: int = 0
+    times: list[float] = field(default_factory=list[float])
 
     def take(self, event: str, *arguments: Any) -> None:
         """Record what the server said."""
         payload: dict[str, Any] = arguments[0] if arguments else {}
         self.shown.append((event, payload))
+        self.times.append(time.monotonic())
         if event == "event":
             self.events.append(payload)
             self.cursor = payload["cursor"]
 
     def note_refusal(self, error: Any) -> None:
         """Record why a node refused a connection; that nobody listens is told as a text."""
+        self.failures += 1
         if isinstance(error, dict):
             self.refusals.append(cast("dict[str, Any]", error)["data"])
 
@@ -124,6 +131,7 @@ class Clients:
         comes_back: bool = False,
         joined: bool = True,
         name: str = "",
+        path: str = "",
         **hello: Any,
     ) -> Client:
         """Connect a client, by default wait until it has been told `joined`.
@@ -131,6 +139,7 @@ class Clients:
         Args:
             url: of a node; a function is asked at each connection, as a load balancer would be.
             comes_back: reconnect as stock clients do, from the last cursor.
+            path: below which the nodes are served.
             hello: further members of the auth object: `user_id`, `after`, `tail`.
         """
         sio: Any = socketio.AsyncClient(
@@ -151,7 +160,13 @@ class Clients:
             return {"conversation_id": cid} | hello | since
 
         self._made.append(client)
-        await sio.connect(url, auth=auth, transports=["websocket"], wait_timeout=CALL_LIMIT * TIME_SCALE)
+        await sio.connect(
+            url,
+            auth=auth,
+            transports=["websocket"],
+            wait_timeout=CALL_LIMIT * TIME_SCALE,
+            socketio_path=f"{path}/socket.io",
+        )
         if joined:
             await client.wait_named("joined")
         return client

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from tests.support.processes import RunningProcess, convener
+from tests.support.processes import RunningProcess, convener, free_port
 from tests.support.servers import Server
 from tests.support.stored import Stored
 from tests.support.waiting import NotInTimeError, wait_until_sync
@@ -25,6 +26,21 @@ from tests.support.waiting import NotInTimeError, wait_until_sync
 START_LIMIT: Final = 60
 _TAIL: Final = 40
 _WIDTH: Final = 600
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Another way to run a node than `convener serve`.
+
+    Attributes:
+        arguments: of `python -m`, with ``{port}`` where the port belongs; the application is in the modules of `files`.
+        prefix: path below which the node is served.
+        files: further modules, by name; `agent_under_test` is the test's own.
+    """
+
+    arguments: tuple[str, ...]
+    prefix: str = ""
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(eq=False)
@@ -61,6 +77,7 @@ class Cluster:
         app: text of a module with an `app`, which the nodes run instead of the demo agent.
         settings: as `CONVENER_*` variables, by their names in `convener.settings`.
         detours: node → URL under which that node reaches the store, through a proxy for example.
+        launcher: how the nodes are run, if not by `convener serve`.
     """
 
     def __init__(
@@ -71,8 +88,10 @@ class Cluster:
         app: str | None = None,
         settings: Mapping[str, object] = {},
         detours: Mapping[int, str] = {},
+        launcher: Launcher | None = None,
     ) -> None:
         self.server = server
+        self._launcher = launcher
         self._detours = {f"n{index}": url for index, url in detours.items()}
         self.stored = Stored(server) if server is not None else None
         self._app = app
@@ -81,6 +100,9 @@ class Cluster:
         root = Path(self._directory.name)
         if app is not None:
             (root / "agent_under_test.py").write_text(app)
+        if launcher is not None:
+            for name, text in launcher.files.items():
+                (root / f"{name}.py").write_text(text)
         self.nodes = [Node(f"n{number}", root) for number in range(count)]
         # No connection is kept: a node closes it after some seconds, perhaps when it is just used again.
         self.http = httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
@@ -113,8 +135,16 @@ class Cluster:
             self.stored.close()
         self._directory.cleanup()
 
+    @property
+    def prefix(self) -> str:
+        """The path below which every node is served."""
+        return "" if self._launcher is None else self._launcher.prefix
+
     def _spawn(self, node: Node) -> None:
         node.ready = False
+        if self._launcher is not None:
+            node.process = self._launch(node, self._launcher)
+            return
         command = ["serve", *(["agent_under_test:app"] if self._app is not None else [])]
         # The first start takes a free port, later ones that same port: clients know the address.
         command += ["--port", str(httpx.URL(node.url).port) if node.url else "0", "--node-name", node.name]
@@ -123,6 +153,16 @@ class Cluster:
         node.process = convener(
             *command, "--log-format", "json", directory=node.directory, environment=self._environment
         )
+
+    def _launch(self, node: Node, launcher: Launcher) -> RunningProcess:
+        assert self.server is not None, "these nodes need a store"
+        node.url = node.url or f"http://127.0.0.1:{free_port()}{launcher.prefix}"
+        environment = self._environment | {
+            "CONVENER_NODE_NAME": node.name,
+            "CONVENER_REDIS_URL": self._detours.get(node.name, self.server.url),
+        }
+        arguments = [word.format(port=httpx.URL(node.url).port) for word in launcher.arguments]
+        return RunningProcess([sys.executable, "-m", *arguments], node.directory, environment)
 
     @staticmethod
     def _bury(node: Node) -> None:

@@ -14,7 +14,8 @@ from convener.errors import ConvenerError, InvalidRequest, NotAuthorized, Payloa
 from convener.gateway.access import Access, AuthorizeHook
 from convener.gateway.auth import AuthenticateHook, make_authenticator
 from convener.gateway.context import GatewayContext
-from convener.gateway.farewell import CLOSED, say_farewell
+from convener.gateway.departure import Departure
+from convener.gateway.farewell import CLOSED
 from convener.gateway.http import make_api
 from convener.gateway.operations import Operations
 from convener.gateway.packets import filter_frames
@@ -72,6 +73,7 @@ class Gateway:
         self.api = make_api(self.context)
         self._sio: Any = sio
         self.sockets = SocketGateway(sio, self.context)
+        self._departure = Departure(self.context, SocketIOSink(sio))
         self._prefix = prefix.rstrip("/")
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -84,7 +86,8 @@ class Gateway:
                 supervisor = Supervisor(self._count_restart)
                 supervisor.keep("recheck", self._recheck)
                 self.context.running, self.context.closing, self.context.leaving = True, False, False
-                self.context.operations.on_drained(self._say_farewell)
+                self._departure.reset()
+                self.context.operations.on_drain(self._departure.say_farewell)
                 self.context.operations.on_kick(self.context.sessions.recheck)
                 try:
                     yield
@@ -101,20 +104,22 @@ class Gateway:
 
     async def drain(self) -> None:
         """Leave without dropping anything: unready at once; after `shutdown_delay` nothing new comes in; conversations
-        hibernate or move; then the clients are sent away. Returns when that is done, within about `drain_timeout`.
+        hibernate or move, and their clients are sent away; requests under way are answered. Returns when that is done,
+        within about `drain_timeout`.
 
         Whoever takes the signal has to call this: a server by itself would cut the sockets first, wait for open
         responses, and end the lifespan last.
         """
-        self.context.leaving = True
-        await asyncio.sleep(self.context.settings.effective_shutdown_delay)
-        self.context.closing = True
-        await self.context.operations.drained()
+        await self._departure.drain()
 
-    async def _say_farewell(self) -> None:
-        """This node owns nothing any more."""
-        self.context.closing = True
-        await say_farewell(self.context.sessions, SocketIOSink(self._sio))
+    def hurry(self) -> None:
+        """End at once, no worse than a crash; `drain` returns then."""
+        self._departure.hurry()
+
+    @property
+    def hurried(self) -> bool:
+        """Whether `hurry` was called."""
+        return self._departure.hurried
 
     async def begin_shutdown(self) -> None:
         """Be unready from now on, take no new connections, end the event streams. A second time does nothing."""
@@ -139,15 +144,26 @@ class Gateway:
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what nobody foresaw, if there still can be an answer."""
-        begun = False
+        begun, task = False, asyncio.current_task()
 
         async def noted(message: MutableMapping[str, Any]) -> None:
             nonlocal begun
             begun = True
+            if message["type"] == "http.response.start":
+                message = self._departure.marked(message)
+                if task is not None:
+                    self._departure.leave(task)
             await send(message)
 
+        if task is not None and scope["type"] == "http":
+            self._departure.enter(task)
         try:
             await self._route(scope, receive, noted)
+        except asyncio.CancelledError:
+            refusal = None if begun else self._departure.refusal(task)
+            if refusal is None:
+                raise
+            await problem_of(refusal).response()(scope, receive, noted)
         except Exception as error:
             problem = problem_of(error, path=scope["path"])
             if problem.status in UNREADABLE:
@@ -156,9 +172,12 @@ class Gateway:
                 # The server must see a broken response, or the client would take it for a whole one.
                 raise
             if scope["type"] == "http":
-                await problem.response()(scope, receive, send)
+                await problem.response()(scope, receive, noted)
             else:
                 await send({"type": "websocket.close", "code": 1011})
+        finally:
+            if task is not None:
+                self._departure.leave(task)
 
     def _refuse_unsafe(self, scope: Scope) -> None:
         """Under a server that we did not start, only the request shows on which address it listens."""

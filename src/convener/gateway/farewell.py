@@ -1,14 +1,16 @@
 """Sending clients away from a node that leaves, so that they come back by themselves, on another one.
 
-A Socket.IO client that is *disconnected* stays away for good, and one whose Engine.IO session is closed may not notice
-for 45 s. A WebSocket that is closed with code 1012 (service restart, RFC 6455's registry) looks to every stock client
-like a lost connection, and it reconnects. Event streams are ended; an `EventSource` reconnects by itself.
+A Socket.IO client that is *disconnected* stays away for good, as does one whose connection is *refused*; one whose
+Engine.IO session is closed may not notice for 45 s. A WebSocket that is closed with code 1012 (service restart, RFC
+6455's registry) looks to every stock client like a lost connection, and it reconnects. Event streams are ended; an
+`EventSource` reconnects by itself, unless it is answered with an error.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 import structlog
@@ -21,6 +23,8 @@ log = structlog.get_logger(__name__)
 RATE: Final = 200.0
 """Clients that are sent away in a second: they all go to the nodes that are left."""
 LONGEST_S: Final = 5.0
+"""Within which all are told to go whose conversations are not here any more, however many they are."""
+LOOK_S: Final = 0.05
 SERVICE_RESTART: Final = 1012
 CLOSED: Final[MutableMapping[str, Any]] = {
     "type": "websocket.close",
@@ -29,15 +33,26 @@ CLOSED: Final[MutableMapping[str, Any]] = {
 }
 
 
-async def say_farewell(sessions: Sessions, sink: ClientSink) -> None:
-    """Tell every client when it goes (`goaway`), then close its connection at that time."""
-    leaving = sessions.all()
-    if not leaving:
-        return
-    span = min(len(leaving) / RATE, LONGEST_S)
-    log.info("sending clients away", clients=len(leaving), seconds=round(span, 3))
-    delays = [span * i / len(leaving) for i in range(len(leaving))]
-    await asyncio.gather(*(_send_away(sink, s, d) for s, d in zip(leaving, delays, strict=True)))
+async def say_farewell(sessions: Sessions, sink: ClientSink, stays: Callable[[str], bool]) -> None:
+    """Tell every client when it goes (`goaway`), as soon as its conversation is not on this node any more, and close
+    its connection at that time. Returns when nobody is left.
+    """
+    sent: dict[str, asyncio.Task[None]] = {}
+    due = time.monotonic()
+    try:
+        while here := sessions.all():
+            going = [s for s in here if s.connection_id not in sent and not stays(s.conversation_id)]
+            if going:
+                log.info("sending clients away", clients=len(going))
+            due = max(due, time.monotonic())
+            for session in going:
+                delay = min(due - time.monotonic(), LONGEST_S)
+                sent[session.connection_id] = asyncio.create_task(_send_away(sink, session, max(delay, 0.0)))
+                due += 1 / max(RATE, len(here) / LONGEST_S)
+            await asyncio.sleep(LOOK_S)
+    finally:
+        for task in sent.values():
+            task.cancel()
 
 
 async def _send_away(sink: ClientSink, session: Session, delay: float) -> None:

@@ -31,8 +31,10 @@ class Operations(Protocol):
         """
         ...
 
-    def on_drained(self, farewell: Callable[[], Awaitable[None]]) -> None:
-        """What to do with this node's clients once it owns nothing."""
+    def on_drain(self, farewell: Callable[[Callable[[str], bool]], Awaitable[None]]) -> None:
+        """How this node's clients are sent away: ``farewell(stays)`` is called when a drain begins and returns when
+        nobody is left; ``stays(conversation_id)`` says whether a conversation is still on this node.
+        """
         ...
 
     async def drained(self) -> None:

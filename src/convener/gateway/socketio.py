@@ -18,6 +18,7 @@ import structlog
 from socketio.exceptions import ConnectionRefusedError as Refused
 
 from convener.errors import (
+    ConvenerError,
     InvalidRequest,
     NotAuthorized,
     NotFound,
@@ -35,6 +36,7 @@ from convener.gateway.packets import MALFORMED, StrictPacket
 from convener.gateway.problems import UNREADABLE, Problem, problem_of
 from convener.gateway.sessions import Session
 from convener.ids import check_id
+from convener.manager.sockets import SocketIOSink
 from convener.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -49,6 +51,8 @@ MAX_UNDER_WAY: Final = 128
 """Events of one connection that may be under way at a time; more are refused."""
 ANSWER_TIMEOUT: Final = 15.0
 """Seconds that a disconnect waits for the answer to the client's own stop; a stop takes ten at most."""
+GOING_TIMEOUT: Final = 5.0
+"""Seconds that a client which is sent away may wait for the answers to what it has sent."""
 _NAMESPACE: Final = "/"
 
 
@@ -103,12 +107,14 @@ class _Client:
         conversation_id: "" for a client that follows the list of conversations.
         sender: whose messages its messages are; not always the conversation's own user.
         order: makes messages enter in the order in which they were sent.
+        answered: set when the last of what it has sent is answered.
     """
 
     conversation_id: str
     sender: str | None
     order: asyncio.Lock = field(default_factory=asyncio.Lock)
     under_way: int = 0
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
     stops: int = 0
     stops_answered: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -122,6 +128,7 @@ class SocketGateway:
 
     def __init__(self, sio: socketio.AsyncServer, context: GatewayContext) -> None:
         self._sio: Any = sio
+        self._sink = SocketIOSink(sio)
         self._context = context
         self._clients: dict[str, _Client] = {}
         self._handlers: Mapping[str, Callable[[str, _Client, Any], Awaitable[dict[str, Any]]]] = {
@@ -149,6 +156,9 @@ class SocketGateway:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await self._join(sid, environ, auth)
         except Exception as error:
+            if self._context.leaving and isinstance(error, ConvenerError) and error.retryable:
+                # Another node will do; a refusal would keep the client away for good.
+                await close_transport(environ)
             problem = problem_of(error, frame="connect")
             if problem.status in UNREADABLE:
                 self.count_malformed()
@@ -175,6 +185,9 @@ class SocketGateway:
             # Gone in the meantime; its disconnect found nothing to undo.
             await context.manager.disconnect_from_session(sid)
             raise OwnerUnavailable("the connection is gone")
+        if context.closing:
+            await context.manager.disconnect_from_session(sid)
+            raise OwnerUnavailable("this node is shutting down", retry_after=1.0)
         transport = str(self._sio.transport(sid, _NAMESPACE))
         cid = hello.conversation_id or ""
         self._clients[sid] = _Client(cid, context.access.user(caller, hello.user_id) or None)
@@ -209,7 +222,15 @@ class SocketGateway:
             log.exception("cannot disconnect a client", connection_id=sid)
 
     async def _go_away(self, sid: str, eio_sid: str) -> None:
-        """Close the transport below Socket.IO, so that a stock client reconnects."""
+        """Close the transport below Socket.IO, so that a stock client reconnects; first what it has asked is answered,
+        and it gets everything that was said to it.
+        """
+        client = self._clients.get(sid)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOING_TIMEOUT):
+                if client is not None and client.under_way:
+                    await client.answered.wait()
+                await self._sink.flushed(sid)
         if not await close_transport(self._sio.environ.get(eio_sid, {})):
             await self._sio.eio.disconnect(eio_sid)
 
@@ -268,10 +289,14 @@ class SocketGateway:
         if client.under_way >= MAX_UNDER_WAY:
             raise TooManyRequests(f"{MAX_UNDER_WAY} events of this connection are under way", retry_after=1.0)
         client.under_way += 1
+        client.answered.clear()
         try:
             return await handler(sid, client, arguments[0] if arguments else None)
         finally:
             client.under_way -= 1
+            if not client.under_way:
+                # Who waits for it goes on in a later round of the loop, and the library queues the answer in this one.
+                client.answered.set()
 
     async def _message(self, sid: str, client: _Client, payload: Any) -> dict[str, Any]:
         body = _parse(schemas.MessageBody, payload)

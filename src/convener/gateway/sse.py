@@ -12,7 +12,6 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from convener.core.cursor import Cursor
-from convener.errors import OwnerUnavailable
 from convener.gateway.auth import Identity
 from convener.gateway.context import GatewayContext
 from convener.gateway.jsontext import dumps
@@ -130,14 +129,18 @@ async def open_stream(
 ) -> EventSourceResponse:
     """Join the conversation as a reader: nothing is created, started or woken for it.
 
+    A node that is leaving answers with a stream that only says so: at an error a browser's `EventSource` would give up,
+    at the end of a stream it comes back, to another node.
+
     Raises:
-        OwnerUnavailable: this node is shutting down; another will do.
         ConvenerError: as `ConversationManager.join_conversation`.
     """
-    if context.closing:
-        raise OwnerUnavailable("this node is shutting down", retry_after=1.0)
     sink = SseSink()
     connection = f"sse-{new_id()}"
+    if context.closing:
+        await sink.send(connection, "goaway", {"delay_ms": 0})
+        await sink.close()
+        return EventSourceResponse(sink.events())
     await context.manager.join_conversation(
         conversation_id, connection, None, user_id, after, tail=tail, sink=sink, start=False
     )

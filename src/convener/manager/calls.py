@@ -30,7 +30,7 @@ Service = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
 class Envelope(msgspec.Struct, omit_defaults=True):
     """A message of a node's channel. `t` is ``req``, ``rep`` or ``cancel``; `left` is seconds; of an error, `kind`
-    is its class's code and `code` its own.
+    is its class's code and `code` its own, `retry` its `retry_after` (0 for none), and `body` its `extra`.
     """
 
     t: str
@@ -42,6 +42,7 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     kind: str = ""
     code: str = ""
     detail: str = ""
+    retry: float = 0.0
 
 
 _decoder = msgspec.json.Decoder(Envelope)
@@ -56,7 +57,19 @@ _BY_CODE: Final[Mapping[str, type[ConvenerError]]] = {
 
 def error_of(answer: Envelope) -> ConvenerError:
     """The error that an answer stands for."""
-    return _BY_CODE.get(answer.kind, RemoteError)(answer.detail, code=answer.code)
+    retry_after = answer.retry or None
+    raw: Any = answer.body
+    extra = cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
+    if answer.kind == LimitExceeded.code:
+        limit, running = extra.get("limit"), extra.get("running")
+        return LimitExceeded(
+            answer.detail,
+            limit=limit if isinstance(limit, int) else 0,
+            running=[str(cid) for cid in cast("list[object]", running)] if isinstance(running, list) else (),
+            retry_after=retry_after,
+        )
+    kind = _BY_CODE.get(answer.kind, RemoteError)
+    return kind(answer.detail, code=answer.code, retry_after=retry_after, extra=extra)
 
 
 class Calls:
@@ -175,6 +188,7 @@ class Calls:
             return
         except ConvenerError as error:
             answer.kind, answer.code, answer.detail = error.code, error.wire_code, error.detail
+            answer.retry, answer.body = error.retry_after or 0.0, error.extra or None
         except Exception as error:
             log.exception("a service failed", method=request.method)
             answer.kind = answer.code = RemoteError.code

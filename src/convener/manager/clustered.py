@@ -106,6 +106,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         self._calls = Calls(node)
         self._moves = engine.elsewhere = Moves(engine, self._members, self._calls)
         self._moves.drain_here = lambda timeout: self.drain(None, timeout)
+        self._drain.others_wait = lambda: self._calls.serving
         self._serve()
         self._members.on_buried.append(self._on_buried)
         self._members.on_dead = self._rebirth.set
@@ -159,11 +160,15 @@ class ClusteredConversationManager(StandaloneConversationManager):
             await heartbeat.stop()
 
     async def _end(self) -> None:
-        # No renewal may follow the burial: it would be answered DEAD and begin a new life.
         self.engine.node.draining = True
         await super()._end()
         await self._stop_heartbeat()
         await self._calls.close()
+
+    async def _bury(self) -> None:
+        await super()._bury()
+        if self._buried:
+            await self._stop_heartbeat()
 
     async def _tick(self) -> None:
         """Show the heartbeat's thread that the event loop runs, and measure how late it does."""
@@ -203,6 +208,10 @@ class ClusteredConversationManager(StandaloneConversationManager):
             if lease.valid():
                 await asyncio.sleep(min(max(lease.margin() / 2, 0.02), 0.25))
                 continue
+            if lease.ended:
+                # A new life has a new one; a node that has left has none.
+                await asyncio.sleep(0.25)
+                continue
             log.warning("suspended: the lease is not good", node=engine.node.incarnation)
             await engine.suspend()
             with contextlib.suppress(ConvenerError):
@@ -219,7 +228,9 @@ class ClusteredConversationManager(StandaloneConversationManager):
         while True:
             await self._rebirth.wait()
             old, alive = node.incarnation, False
-            if not node.draining:
+            if node.draining:
+                node.lease.end()
+            else:
                 log.warning("buried: a new life begins", node=old)
             try:
                 while not (alive or node.draining):

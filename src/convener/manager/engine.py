@@ -7,6 +7,7 @@ membership, recovery, calls, the listener). What is given back is given back in 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
@@ -62,8 +63,14 @@ class Elsewhere(Protocol):
         """Where a conversation is to start, None for here."""
         ...
 
-    async def start(self, cid: str, node: str | None = None) -> Started:
-        """Let another node (this one: an incarnation) start a conversation. Raises as a start."""
+    async def start(self, cid: str, node: str | None = None, source: str = "") -> Started:
+        """Let another node start a conversation (`node`: this one, an incarnation), in the place of `source` (this
+        node, or "" for nobody). Raises as a start.
+        """
+        ...
+
+    def exists(self) -> bool:
+        """Whether there is any."""
         ...
 
 
@@ -84,6 +91,7 @@ class Engine:
         self.intents = Intents(self)
         self.hibernate_elsewhere: Hibernate | None = None
         self.elsewhere: Elsewhere | None = None
+        self._restarting = Counter[str]()
 
     def begin(self) -> None:
         """Start the background work that every node needs."""
@@ -98,6 +106,18 @@ class Engine:
     def runner(self, cid: str) -> Runner | None:
         """The loop of a conversation, if it runs here."""
         return self.runners.get(cid)
+
+    def held(self) -> set[str]:
+        """Conversations that this node owns, or may turn out to own."""
+        return {*self.runners, *self.starter.claiming, *self._restarting}
+
+    def is_held(self, cid: str) -> bool:
+        """Whether it is one of `held`."""
+        return cid in self.runners or cid in self.starter.claiming or cid in self._restarting
+
+    def nowhere_to_go(self) -> bool:
+        """Whether there is no other node that takes conversations."""
+        return self.elsewhere is None or not self.elsewhere.exists()
 
     def adopt(self, view: View, meta: Meta, reason: ClaimReason) -> Runner:
         """This node owns the conversation: run it. Takes over the caller's reference to the view."""
@@ -154,6 +174,14 @@ class Engine:
 
     async def restart(self, cid: str, user: str, nonce: str, incarnation: str) -> None:
         """See `Starts`. What was held under `nonce` is adopted by the new start, or given back if there is none."""
+        self._restarting[cid] += 1
+        try:
+            await self._restart(cid, user, nonce, incarnation)
+        finally:
+            self._restarting -= Counter([cid])
+
+    async def _restart(self, cid: str, user: str, nonce: str, incarnation: str) -> None:
+        left_as: LoopStatus = "stopped"
         while not (self.node.lease.ended or incarnation != self.node.incarnation):
             await asyncio.sleep(PAUSE_S)
             try:
@@ -163,6 +191,7 @@ class Engine:
                 elif (await self.starter.ensure(cid, "restart")).owner == incarnation:
                     return
                 else:
+                    left_as = "hibernated"
                     break
             except Queued:
                 return
@@ -170,7 +199,7 @@ class Engine:
                 break
             except ConvenerError as error:
                 log.info("cannot restart, again", conversation_id=cid, error=str(error))
-        await self._give_back(cid, user, nonce, incarnation, "stopped")
+        await self._give_back(cid, user, nonce, incarnation, left_as)
 
     async def make_room(self, user: str, cid: str, reason: ClaimReason, attempt: int) -> None:
         """See `Starts`."""
@@ -180,11 +209,11 @@ class Engine:
         """See `Starts`."""
         return None if self.elsewhere is None else self.elsewhere.choose(cid)
 
-    async def start_elsewhere(self, cid: str, node: str | None = None) -> Started:
+    async def start_elsewhere(self, cid: str, node: str | None = None, source: str = "") -> Started:
         """See `Starts`."""
         if self.elsewhere is None:
             raise OwnerUnavailable("this node is leaving", retry_after=1.0)
-        return await self.elsewhere.start(cid, node)
+        return await self.elsewhere.start(cid, node, source)
 
     async def keep_queued(self, cid: str, nonce: str) -> bool:
         """See `Starts`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -21,16 +22,19 @@ from convener.ids import node_of
 from convener.manager.balancing import Balance
 from convener.manager.base import MoveResult
 from convener.manager.calls import Calls
+from convener.manager.clock import boottime
 from convener.manager.engine import Engine
 from convener.manager.members import Members
 from convener.manager.ops import DrainStatus
 from convener.manager.runner import Runner
-from convener.manager.starter import Started
+from convener.manager.starter import Queued, Started
 
 log = structlog.get_logger(__name__)
 
 TAKE_S: Final = 10.0
 MOVE_S: Final = 20.0
+UNTOLD_S: Final = 2.0
+"""How long the directory may not show yet what a node has taken."""
 
 
 class Moves:
@@ -42,6 +46,7 @@ class Moves:
         self._members = members
         self._calls = calls
         self.balance = Balance(engine, members, self)
+        self._chosen: deque[tuple[float, str]] = deque()
         calls.serve("take", self._serve_take)
         calls.serve("move", self._serve_move)
         calls.serve("drain", self._serve_drain)
@@ -54,17 +59,33 @@ class Moves:
             return False
         return await self.give(runner.cid, target, cut=True) == "moved"
 
+    def exists(self) -> bool:
+        """See `Elsewhere`."""
+        return bool(self._others())
+
     def choose(self, cid: str) -> str | None:
         """See `Elsewhere`."""
         return self.balance.choose(cid)
 
-    async def start(self, cid: str, node: str | None = None) -> Started:
+    async def start(self, cid: str, node: str | None = None, source: str = "") -> Started:
         """See `Elsewhere`."""
         target = node or self.least_loaded()
         if target is None:
             raise OwnerUnavailable("this node is leaving, and there is no other", retry_after=1.0)
-        epoch = await self._calls.ask(target, "take", {"conversation_id": cid, "source": ""}, TAKE_S)
-        return Started(target, int(epoch), here=False)
+        return await self._ask_to_take(target, cid, source)
+
+    async def _ask_to_take(self, target: str, cid: str, source: str) -> Started:
+        """Ask another node to own a conversation in the place of `source`, or to wake it ("").
+
+        Raises as a start there does; `OwnerUnavailable` with code ``not_taken`` if it has not begun to.
+        """
+        try:
+            answer = await self._calls.ask(target, "take", {"conversation_id": cid, "source": source}, TAKE_S)
+        except ConvenerError as error:
+            if error.wire_code == Queued.code:
+                raise Queued(error.detail) from error
+            raise
+        return Started(str(answer["owner"]), int(answer["epoch"]), here=False)
 
     async def move(self, cid: str, node: str, *, cut: bool) -> MoveResult:
         """Make the node of that name own a conversation, from wherever it is; one that is not loaded is loaded there.
@@ -87,7 +108,7 @@ class Moves:
             if self._node.owns(target):
                 await self._engine.starter.ensure(cid, "wake")
             else:
-                await self._calls.ask(target, "take", {"conversation_id": cid, "source": ""}, TAKE_S)
+                await self._ask_to_take(target, cid, "")
             return "moved"
         if meta.owner == target:
             return "there"
@@ -117,23 +138,38 @@ class Moves:
         if runner.acting and not cut:
             return "busy"
         began = time.monotonic()
-        body = {"conversation_id": cid, "source": runner.incarnation}
-        if not await runner.hand_over(lambda: self._calls.ask(target, "take", body, TAKE_S)):
+        if not await runner.hand_over(lambda: self._ask_to_take(target, cid, runner.incarnation)):
             raise OwnerUnavailable("the conversation was not handed over; try again", retry_after=1.0)
         await runner.wait_ended()
         self._node.metrics.handoff_gap.observe(time.monotonic() - began)
         log.info("conversation handed over", conversation_id=cid, to=target)
         return "moved"
 
+    def _others(self) -> list[str]:
+        return [name for name in self._members.live() if not self._node.owns(name)]
+
     def least_loaded(self) -> str | None:
-        """The node that owns the fewest conversations of those that may take one; None if there is no other."""
-        nodes = self._node.directory.nodes
-        others = [name for name in self._members.live() if not self._node.owns(name)]
-        return min(others, key=lambda name: (len(nodes[name].records) if name in nodes else 0, name), default=None)
+        """The node that owns the fewest conversations of those that may take one; None if there is no other.
+
+        What this node has just chosen one for is counted: it does not show in the directory yet.
+        """
+        now, nodes = boottime(), self._node.directory.nodes
+        while self._chosen and now - self._chosen[0][0] > UNTOLD_S:
+            self._chosen.popleft()
+        chosen = Counter(name for _, name in self._chosen)
+        loads = {name: len(nodes[name].records) if name in nodes else 0 for name in self._others()}
+        target = min(loads, key=lambda name: (loads[name] + chosen[name], name), default=None)
+        if target is not None:
+            self._chosen.append((now, target))
+        return target
 
     async def drain(self, node: str, timeout: float | None) -> DrainStatus:
         """Begin to empty another node. Raises as `Operations.drain`."""
         names = [name for name in self._members.state.members if node in (name, node_of(name))]
+        gone = [name for name in self._members.state.dead if node in (name, node_of(name))]
+        if gone and not names:
+            # It has left, by itself or not: what it owned is owned by others, or by nobody.
+            return DrainStatus(node_of(gone[0]), "drained")
         if not names:
             raise NotFound(f"no node {node}", code="node_not_found")
         answer = await self._calls.ask(names[0], "drain", {"timeout": timeout}, TAKE_S)
@@ -146,16 +182,17 @@ class Moves:
 
     # -- for other nodes -------------------------------------------------------------------------------------------
 
-    async def _serve_take(self, body: Mapping[str, Any]) -> int:
+    async def _serve_take(self, body: Mapping[str, Any]) -> dict[str, Any]:
         cid, source = str(body.get("conversation_id")), str(body.get("source", ""))
         if self._node.draining:
             raise OwnerUnavailable("this node is leaving too", code="not_taken")
-        if not source:
-            return (await self._engine.starter.ensure_here(cid, "wake")).epoch
-        started = await self._engine.starter.take(cid, source)
-        if not started.here:
-            raise OwnerUnavailable("another node owns the conversation")
-        return started.epoch
+        if source:
+            started = await self._engine.starter.take(cid, source)
+            if not started.here:
+                raise OwnerUnavailable("another node owns the conversation")
+        else:
+            started = await self._engine.starter.ensure_here(cid, "wake")
+        return {"owner": started.owner, "epoch": started.epoch}
 
     async def _serve_move(self, body: Mapping[str, Any]) -> MoveResult:
         cid, target = str(body.get("conversation_id")), str(body.get("target"))

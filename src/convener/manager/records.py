@@ -49,6 +49,7 @@ class Records:
         self._noted: dict[tuple[str, str], None] = {}
         self._told: set[str] = set()
         self._changed = asyncio.Event()
+        self._closed = False
         self._turn = asyncio.Lock()
         # The others' views begin with what is read of them; this node knows itself from its version 0.
         node.directory.replace(node.incarnation, 0, (), {})
@@ -126,6 +127,10 @@ class Records:
         self._node.directory.replace(self._node.incarnation, 0, (), {})
         self._changed.set()
 
+    def close(self) -> None:
+        """This incarnation is over: nothing more is said of it, or its keys would be there again after their end."""
+        self._closed = True
+
     @property
     def clients(self) -> Mapping[str, str]:
         """Connection → conversation, on this node."""
@@ -154,6 +159,8 @@ class Records:
         """
         async with self._turn:
             self._changed.clear()
+            if self._closed:
+                return
             await self._touch()
             while self._dirty or self._removed or self._joined or self._left or self._noted:
                 noted = list(self._noted)[:BATCH]

@@ -137,7 +137,7 @@ class Recovery:
         view = self._engine.views.get(record.conversation_id)
         keeps = meta.status == "running" and self._node.traits.keeps_running
         # With a question open the head does not say whether the turn did something else besides; the node did.
-        acted = meta.asks > 0 and record.status == "running"
+        acted = meta.asks > 0 and record.status in ("running", "draining")
         return not is_settled(meta) or keeps or acted or (view is not None and bool(view.feeds))
 
     async def _was_queued(self, cid: str, user: str) -> bool:

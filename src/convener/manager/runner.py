@@ -80,6 +80,7 @@ class Runner:
         self._ended = asyncio.Event()
         self._end: EndReason | None = None
         self._over = asyncio.Event()
+        self._gone = asyncio.Event()
         # Batch ids are unique per epoch, so that a late copy of another owner's batch is never taken for ours.
         stem = secrets.token_hex(4)
         self._appender = Appender(node, self.cid, meta.epoch, meta.seq, self, lambda seq: f"{stem}.{seq}")
@@ -179,6 +180,7 @@ class Runner:
             self.view.listener = None
         self._ended.set()
         await self._host.runner_ended(self, self._end or "closed")
+        self._gone.set()
 
     async def _load(self) -> None:
         """Read what a new owner must know; until that succeeds nothing is answered and nothing is lost."""
@@ -419,9 +421,8 @@ class Runner:
         `OwnerUnavailable` with code ``not_taken`` if nothing was begun there; after any other error the conversation
         is owned anew, under an epoch that a late claim cannot match.
         """
-        if self._leaving or self._end is not None or self._stop is not None or not self._loaded:
-            return False
-        if not self._node.lease.valid():
+        ready = self._loaded and self._node.lease.valid()
+        if self._leaving or self._end is not None or self._stop is not None or not ready:
             return False
         self._leaving = True
         # Shielded with all that follows from it: whoever asked may give up, the outcome counts all the same.
@@ -453,12 +454,11 @@ class Runner:
         self._begin_session()
         self.missed()
 
-    async def finish_turn(self, timeout: float) -> None:
-        """Wait until nothing is under way and everything is committed, at most `timeout` seconds.
+    async def finish_turn(self, deadline: float) -> None:
+        """Wait until nothing is under way and everything is committed, at most until `deadline` (of `boottime`).
 
         Messages that only wait do not count: whoever drains starts no more turns.
         """
-        deadline = boottime() + timeout
         while self._end is None and (
             self.acting or self._intake.behind or not self._loaded or not self._appender.quiet
         ):
@@ -478,6 +478,10 @@ class Runner:
     async def wait_ended(self) -> None:
         """Return when it is over."""
         await self._ended.wait()
+
+    async def wait_gone(self) -> None:
+        """Return when it is over, and what that leaves to give back is given back."""
+        await self._gone.wait()
 
     def _report(self) -> None:
         status: LoopStatus = "waiting" if self._turns.waiting else "running" if self._turns.busy else "idle"

@@ -35,6 +35,12 @@ class SocketIOSink:
         if queue is not None and queue.qsize() > HIGH_WATER:
             await queue.join()
 
+    async def flushed(self, connection_id: str) -> None:
+        """Wait until the socket's writer has taken everything that is queued."""
+        queue = self._queue(connection_id)
+        if queue is not None:
+            await queue.join()
+
     async def disconnect(self, connection_id: str) -> None:
         """A Socket.IO disconnect: stock clients stay away after it."""
         await self._sio.disconnect(connection_id, namespace=self._namespace)

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar, Final, Self
@@ -44,7 +44,7 @@ from convener.manager.jsontext import to_json
 from convener.manager.lease import Lease
 from convener.manager.listing import Lists, Show
 from convener.manager.members import Members
-from convener.manager.ops import DrainStatus, NodeInfo, Readiness
+from convener.manager.operating import Operating, Recheck
 from convener.manager.recovery import Recovery
 from convener.manager.requests import Requests
 from convener.manager.sockets import SocketIOSink
@@ -60,12 +60,11 @@ DEFAULT_LIMIT: Final = 3
 MAX_CALL_S: Final = 3600.0
 
 
-Recheck = Callable[[str | None, str | None], Awaitable[tuple[int, int]]]
 """Checks open connections of a user, of a conversation: how many were looked at, how many closed."""
 
 
 @dataclass(eq=False)
-class StandaloneConversationManager(Requests):
+class StandaloneConversationManager(Requests, Operating):
     """Runs conversations in this process.
 
     Args:
@@ -93,6 +92,7 @@ class StandaloneConversationManager(Requests):
     _recovery: Recovery = field(init=False, repr=False)
     _health: Health = field(init=False, repr=False)
     _drain: Drain = field(init=False, repr=False)
+    _buried: bool = field(default=False, init=False, repr=False)
     _recheck: Recheck | None = field(default=None, init=False, repr=False)
     _handles: dict[str, View] = field(default_factory=dict[str, View], init=False, repr=False)
 
@@ -152,7 +152,7 @@ class StandaloneConversationManager(Requests):
             incarnation=new_incarnation(options.name),
         )
         self._engine = Engine(node, SocketIOSink(self.sio) if self.sio is not None else None, self.publishes)
-        self._drain = Drain(self._engine)
+        self._drain, self._buried = Drain(self._engine, self._bury), False
         self._lists = Lists(node)
         try:
             await self._begin()
@@ -196,13 +196,24 @@ class StandaloneConversationManager(Requests):
         node.supervisor.keep("timers", Timers(self.engine, self._members.live).run)
 
     async def _end(self) -> None:
-        """Nothing is owned any more, or recovery takes it: a clean exit buries itself."""
+        """Nothing is owned any more, or recovery takes it."""
         await self.engine.starter.aclose()
+        await self._drain.leave_behind()
         await self.engine.drop_all()
+        await self._bury()
+
+    async def _bury(self) -> None:
+        """A clean exit buries itself. A second time does nothing, unless the store was away the first time."""
+        engine = self.engine
+        if self._buried:
+            return
         with contextlib.suppress(StoreUnavailable):
-            await self.engine.records.flush()
+            await engine.records.flush()
+        engine.records.close()
         with contextlib.suppress(StoreUnavailable):
             await self._members.leave()
+            self._buried = True
+        engine.node.lease.end()
 
     # -- starting ------------------------------------------------------------------------------------------------
 
@@ -368,42 +379,6 @@ class StandaloneConversationManager(Requests):
         await self.engine.leave(connection_id)
         await self._lists.remove(connection_id)
 
-    async def drain(self, node: str | None = None, timeout: float | None = None) -> DrainStatus:
-        """See `Operations`: begin to empty this node; `farewell` of it is the gateway's."""
-        self._check_name(node)
-        self._drain.begin(self.engine.node.options.drain_timeout if timeout is None else timeout)
-        return self.drain_status()
-
-    def drain_status(self) -> DrainStatus:
-        """How far this node's drain is."""
-        drain = self._drain
-        state = "idle" if drain.deadline is None else "drained" if drain.done else "draining"
-        return DrainStatus(self.engine.node.options.name, state, drain.remaining, drain.deadline)
-
-    def on_drained(self, farewell: Callable[[], Awaitable[None]]) -> None:
-        """What to do with the clients of this node once it owns nothing."""
-        self._drain.farewell = farewell
-
-    async def drained(self) -> None:
-        """Drain within `drain_timeout`, and return when that is done."""
-        await self._drain.run(self.engine.node.options.drain_timeout)
-
-    async def kick(self, user_id: str | None, conversation_id: str | None) -> tuple[int, int]:
-        """See `Operations`."""
-        return (0, 0) if self._recheck is None else await self._recheck(user_id, conversation_id)
-
-    def on_kick(self, recheck: Recheck) -> None:
-        """See `Operations`."""
-        self._recheck = recheck
-
-    def hurry(self) -> None:
-        """See `Operations`."""
-        self._drain.hurry()
-
-    def _check_name(self, node: str | None) -> None:
-        if node not in (None, self.engine.node.options.name, self.engine.node.incarnation):
-            raise NotFound(f"no node {node}", code="node_not_found")
-
     async def move(self, conversation_id: str, node: str, *, cut: bool = False) -> MoveResult:
         """See `ConversationManager`. There is one node."""
         self._check_name(node)
@@ -477,19 +452,3 @@ class StandaloneConversationManager(Requests):
         if page is None:
             raise NotFound(f"no conversation {conversation_id}")
         return page
-
-    # -- operations ---------------------------------------------------------------------------------------------
-
-    def readiness(self) -> Readiness:
-        """Whether this node may receive traffic; not ready before it was entered and after it was left."""
-        if self._engine is None:
-            return Readiness(ready=False, checks={"started": "not running"})
-        return self._health.readiness()
-
-    def nodes(self) -> Sequence[NodeInfo]:
-        """The cluster's nodes as this node sees them."""
-        return self._health.nodes()
-
-    async def audit(self, conversation_ids: Sequence[str] | None = None) -> Mapping[str, Any]:
-        """Check the invariants of these conversations, or of all: ``{checked, violations, conversations, nodes}``."""
-        return await self._health.audit(conversation_ids)

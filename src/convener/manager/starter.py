@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeVar
@@ -36,6 +37,7 @@ from convener.errors import (
     StoreUnavailable,
 )
 from convener.ids import new_nonce
+from convener.manager.attempt import Attempt
 from convener.manager.context import NodeContext
 from convener.manager.records import Records
 from convener.manager.runner import Runner
@@ -57,25 +59,6 @@ class Started:
     owner: str
     epoch: int
     here: bool
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """What a start holds so far, to be given back if it fails.
-
-    Attributes:
-        source: the live node that hands the conversation over, "" for none.
-        read: the slot as it was before.
-    """
-
-    cid: str
-    meta: Meta
-    nonce: str
-    incarnation: str
-    source: str = ""
-    read: Slot | None = None
-    slot: bool = False
-    view: View | None = None
 
 
 def closed(cid: str, status: Status) -> ConversationStopped:
@@ -113,8 +96,10 @@ class Starts(Protocol):
         """The node where a conversation is to start by the policy on placement, None for here."""
         ...
 
-    async def start_elsewhere(self, cid: str, node: str | None = None) -> Started:
-        """This node is leaving: let another one start the conversation. Raises `OwnerUnavailable` if none does."""
+    async def start_elsewhere(self, cid: str, node: str | None = None, source: str = "") -> Started:
+        """Let another node (`node`, if it is given) start the conversation, in the place of `source` if this node is
+        leaving and still owns it. Raises as a start; `OwnerUnavailable` if none does.
+        """
         ...
 
     async def keep_queued(self, cid: str, nonce: str) -> bool:
@@ -137,6 +122,9 @@ class Starter:
         self._flights: dict[str, asyncio.Task[Started]] = {}
         self._chosen: set[str] = set()
         self._acted: set[str] = set()
+        # Conversations of which attempts are under way or still to be settled; those for which a CLAIM was sent.
+        self.claiming = Counter[str]()
+        self._sent: set[str] = set()
 
     def is_starting(self, cid: str) -> bool:
         """Whether a start of this conversation is under way here."""
@@ -209,6 +197,7 @@ class Starter:
     def _landed(self, cid: str, flight: asyncio.Task[Started]) -> None:
         if self._flights.get(cid) is flight:
             del self._flights[cid]
+            self._sent.discard(cid)
         if not flight.cancelled():
             flight.exception()
 
@@ -254,7 +243,7 @@ class Starter:
         if runner is not None:
             return None
         if self._node.draining:
-            return await self._host.start_elsewhere(cid)
+            return await self._elsewhere(cid, meta, source)
         if not self._node.lease.valid():
             # Often over in a moment; what was read before the pause is read again.
             await self._node.lease.wait_valid(SUSPENDED_S)
@@ -272,11 +261,22 @@ class Starter:
             return None
         try:
             return await self._host.start_elsewhere(cid, node)
-        except (NotFound, ConversationStopped, LimitExceeded):
+        except (NotFound, ConversationStopped, LimitExceeded, Queued):
             raise
         except ConvenerError as error:
             log.info("started here instead of elsewhere", conversation_id=cid, node=node, error=str(error))
             return None
+
+    async def _elsewhere(self, cid: str, meta: Meta, source: str) -> Started | None:
+        """This node is leaving."""
+        if source:
+            # Whoever asks may go on acting only if no claim can have touched the epoch, not even to be cancelled.
+            code = None if cid in self._sent else "not_taken"
+            raise OwnerUnavailable("this node is leaving too", code=code)
+        if cid in self.claiming:
+            # What an attempt may still bring has to be known first.
+            return None
+        return await self._host.start_elsewhere(cid, source=meta.owner if self._node.owns(meta.owner) else "")
 
     def _is_live(self, owner: str) -> bool:
         """Whether `owner` counts as owner. One that is this node, without a runner, is a start to finish."""
@@ -285,7 +285,15 @@ class Starter:
     async def _attempt(
         self, meta: Meta, cid: str, read: Slot | None, reason: ClaimReason, source: str
     ) -> Started | Meta | None:
-        attempt = _Attempt(cid, meta, new_nonce(), self._node.incarnation, source, read)
+        attempt = Attempt(cid, meta, new_nonce(), self._node.incarnation, source, read)
+        self.claiming[cid] += 1
+        try:
+            return await self._undertake(attempt, read, reason)
+        finally:
+            self.claiming -= Counter([cid])
+
+    async def _undertake(self, attempt: Attempt, read: Slot | None, reason: ClaimReason) -> Started | Meta | None:
+        cid, meta = attempt.cid, attempt.meta
         try:
             await self._records.begin(cid, meta.user, meta.epoch, attempt.nonce)
             if meta.user:
@@ -299,15 +307,15 @@ class Starter:
             await asyncio.shield(self._clean(attempt, error))
             raise
 
-    async def _clean(self, attempt: _Attempt, error: BaseException) -> None:
+    async def _clean(self, attempt: Attempt, error: BaseException) -> None:
         """Give back what a failed attempt holds: now if the store answers, else in the background until it does."""
         if not isinstance(error, StoreUnavailable | asyncio.CancelledError):
             with contextlib.suppress(ConvenerError):
                 await self._give_up(attempt)
                 return
-        self._node.supervisor.spawn(f"settle {attempt.cid}", self._undo_later(attempt))
+        self._settle_later(attempt)
 
-    async def _reserve(self, attempt: _Attempt, read: Slot | None) -> Literal["OK", "LIMIT", "HELD"]:
+    async def _reserve(self, attempt: Attempt, read: Slot | None) -> Literal["OK", "LIMIT", "HELD"]:
         """RESERVE. A slot of a live node that is not this one means that a start is under way there."""
         if read is not None and self._is_live(read.incarnation) and read.incarnation != attempt.source:
             return await self._held(attempt, read)
@@ -321,7 +329,7 @@ class Starter:
             attempt.slot = False
         return reply.outcome
 
-    async def _held(self, attempt: _Attempt, held: Slot) -> Literal["OK", "HELD"]:
+    async def _held(self, attempt: Attempt, held: Slot) -> Literal["OK", "HELD"]:
         """A slot without an owner behind it and without a record is left over from a start that died half-way."""
         if attempt.meta.owner:
             return "HELD"
@@ -334,12 +342,16 @@ class Starter:
         own = await self._node.agent.limit(user)
         return self._node.options.raised_limit if own is None else own + 1
 
-    async def _claim(self, attempt: _Attempt, reason: ClaimReason) -> Started | None:
+    async def _claim(self, attempt: Attempt, reason: ClaimReason) -> Started | None:
         """CLAIM until it is decided. Losing to nobody or to a buried owner begins again under the same slot."""
         meta = attempt.meta
         while True:
             if not self._node.lease.valid() or attempt.incarnation != self._node.incarnation:
                 raise OwnerUnavailable("this node is suspended", retry_after=1.0)
+            if self._node.draining:
+                # Another node is to claim it.
+                await self._give_up(attempt)
+                return None
             # RESOLVE must name the epoch of the claim that may be on its way, not of the first one.
             attempt.meta = meta
             request = ClaimRequest(
@@ -347,11 +359,12 @@ class Starter:
                 nonce=attempt.nonce,
                 owner=meta.owner,
                 epoch=meta.epoch,
-                reason=self._reason(meta, reason, attempt.source),
+                reason=await self._reason(meta, reason, attempt),
                 user=meta.user,
                 generation=meta.generation,
                 acted=attempt.cid in self._acted,
             )
+            self._sent.add(attempt.cid)
             try:
                 reply = await self._node.store.claim(attempt.cid, request)
             except StoreFull:
@@ -373,16 +386,18 @@ class Starter:
                 await self._give_up(attempt)
                 return Started(meta.owner, meta.epoch, here=False)
 
-    def _reason(self, meta: Meta, reason: ClaimReason, source: str) -> ClaimReason:
+    async def _reason(self, meta: Meta, reason: ClaimReason, attempt: Attempt) -> ClaimReason:
         if meta.owner in self._node.buried:
-            return "takeover"
-        if meta.owner and meta.owner == source:
+            record = await self._node.store.record(meta.owner, attempt.cid)
+            # A node that left and could not give it up has ended its turn before it said so: that is no crash.
+            return "handoff" if record is not None and record.status == "draining" else "takeover"
+        if meta.owner and meta.owner == attempt.source:
             return "handoff"
         if meta.owner:
             return "restart"
         return "start" if meta.epoch == 0 else reason if reason != "start" else "wake"
 
-    async def _resolve(self, attempt: _Attempt) -> Meta | None:
+    async def _resolve(self, attempt: Attempt) -> Meta | None:
         """Settle a claim whose outcome is unknown: owned, or never to be. None if it did not succeed."""
         epoch = attempt.meta.epoch
         reply = await self._repeat(
@@ -393,7 +408,7 @@ class Starter:
         await self._give_up(attempt)
         return None
 
-    def _owned(self, attempt: _Attempt, meta: Meta, reason: ClaimReason) -> Started:
+    def _owned(self, attempt: Attempt, meta: Meta, reason: ClaimReason) -> Started:
         view, attempt.view = attempt.view, None
         assert view is not None
         self._node.metrics.claims.labels(reason=reason).inc()
@@ -413,12 +428,12 @@ class Starter:
                 self._node.metrics.store_errors.labels(kind=error.wire_code).inc()
                 await asyncio.sleep(PAUSE_S)
 
-    async def _give_up(self, attempt: _Attempt) -> None:
+    async def _give_up(self, attempt: Attempt) -> None:
         """Undo now. What must wait for another node's doing is undone in the background."""
         if not await self._undo(attempt):
-            self._node.supervisor.spawn(f"settle {attempt.cid}", self._undo_later(attempt))
+            self._settle_later(attempt)
 
-    async def _undo(self, attempt: _Attempt) -> bool:
+    async def _undo(self, attempt: Attempt) -> bool:
         """Give slot, record and view back after a start that did not end in ownership. False if it is too early.
 
         The slot of a conversation whose owner is buried stays (recovery goes on under it), and so does the record,
@@ -438,7 +453,7 @@ class Starter:
             await self._records.end(attempt.cid, attempt.nonce, attempt.incarnation, "hibernated")
         return True
 
-    async def _let_slot_go(self, attempt: _Attempt, meta: Meta | None) -> None:
+    async def _let_slot_go(self, attempt: Attempt, meta: Meta | None) -> None:
         """Free the slot; after a handoff that failed, give it back to the node that still owns the conversation (I6).
         Both by nonce: whoever has stamped it anew meanwhile keeps it.
         """
@@ -451,14 +466,24 @@ class Starter:
         else:
             await self._node.store.unreserve(user, cid, attempt.nonce)
 
-    async def _let_view_go(self, attempt: _Attempt) -> None:
+    async def _let_view_go(self, attempt: Attempt) -> None:
         view, attempt.view = attempt.view, None
         if view is not None:
             await self._views.release(view)
 
-    async def _undo_later(self, attempt: _Attempt) -> None:
+    def _settle_later(self, attempt: Attempt) -> None:
+        self.claiming[attempt.cid] += 1
+        self._node.supervisor.spawn(f"settle {attempt.cid}", self._undo_later(attempt))
+
+    async def _undo_later(self, attempt: Attempt) -> None:
         """The same, until the store answers. A claim may be on its way: it is settled first, for good."""
-        await self._let_view_go(attempt)
+        try:
+            await self._let_view_go(attempt)
+            await self._settle(attempt)
+        finally:
+            self.claiming -= Counter([attempt.cid])
+
+    async def _settle(self, attempt: Attempt) -> None:
         while not self._node.lease.ended and attempt.incarnation == self._node.incarnation:
             try:
                 reply = await self._node.store.resolve(

@@ -24,6 +24,7 @@ from convener.manager.clock import wall_ms
 from convener.manager.conversation import Conversation
 from convener.manager.jsontext import to_json
 from convener.manager.streaming import TEXT, Streamer
+from convener.manager.threads import run_in_thread
 from convener.manager.timers import ASK_TIMER, insist
 
 if TYPE_CHECKING:
@@ -324,7 +325,7 @@ class Turn(Generic[S]):
             try:
                 if inspect.iscoroutinefunction(func):
                     return await func(*args)
-                result = await asyncio.to_thread(func, *args)
+                result = await run_in_thread(func, *args)
                 return await result if inspect.isawaitable(result) else result
             except Exception:
                 pause = next(pauses, None)
