@@ -296,6 +296,7 @@ async def scene(
     app: str = LEAVING,
     detours: Mapping[int, str] = {},
     server: Server | None = None,
+    code: Path | None = None,
     **settings: object,
 ) -> AsyncGenerator[Scene]:
     """Nodes of a kind, and everything inspected at the end: all is settled, the auditor finds nothing, and without the
@@ -305,7 +306,7 @@ async def scene(
         if server is None:
             server = stack.enter_context(Server(flavour))
         settings = {"lease_ttl": 4} | settings
-        cluster = Cluster(server, nodes, app=app, settings=settings, detours=detours, launcher=KINDS[kind])
+        cluster = Cluster(server, nodes, app=app, settings=settings, detours=detours, launcher=KINDS[kind], code=code)
         stack.push_async_callback(asyncio.to_thread, cluster.close)
         await asyncio.to_thread(cluster.__enter__)
         balancer = await stack.enter_async_context(Balancer(cluster))

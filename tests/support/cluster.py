@@ -45,10 +45,17 @@ class Launcher:
 
 @dataclass(eq=False)
 class Node:
-    """One node through all its lives. `directory` is where it runs; `ready` that this life has been seen to be."""
+    """One node through all its lives.
+
+    Attributes:
+        directory: where it runs.
+        code: the directory that `convener` is taken from, if not from this tree.
+        ready: this life has been seen to be.
+    """
 
     name: str
     directory: Path
+    code: Path | None = None
     process: RunningProcess | None = None
     former: list[RunningProcess] = field(default_factory=list[RunningProcess])
     url: str = ""
@@ -78,6 +85,7 @@ class Cluster:
         settings: as `CONVENER_*` variables, by their names in `convener.settings`.
         detours: node → URL under which that node reaches the store, through a proxy for example.
         launcher: how the nodes are run, if not by `convener serve`.
+        code: the directory from which every node takes `convener`, if not from this tree; see `Node.code`.
     """
 
     def __init__(
@@ -89,6 +97,7 @@ class Cluster:
         settings: Mapping[str, object] = {},
         detours: Mapping[int, str] = {},
         launcher: Launcher | None = None,
+        code: Path | None = None,
     ) -> None:
         self.server = server
         self._launcher = launcher
@@ -103,7 +112,7 @@ class Cluster:
         if launcher is not None:
             for name, text in launcher.files.items():
                 (root / f"{name}.py").write_text(text)
-        self.nodes = [Node(f"n{number}", root) for number in range(count)]
+        self.nodes = [Node(f"n{number}", root, code) for number in range(count)]
         # No connection is kept: a node closes it after some seconds, perhaps when it is just used again.
         self.http = httpx.Client(trust_env=False, timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -151,13 +160,17 @@ class Cluster:
         if self.server is not None:
             command += ["--redis", self._detours.get(node.name, self.server.url)]
         node.process = convener(
-            *command, "--log-format", "json", directory=node.directory, environment=self._environment
+            *command, "--log-format", "json", directory=node.directory, environment=self._environment | self._path(node)
         )
+
+    @staticmethod
+    def _path(node: Node) -> dict[str, str]:
+        return {} if node.code is None else {"PYTHONPATH": str(node.code)}
 
     def _launch(self, node: Node, launcher: Launcher) -> RunningProcess:
         assert self.server is not None, "these nodes need a store"
         node.url = node.url or f"http://127.0.0.1:{free_port()}{launcher.prefix}"
-        environment = self._environment | {
+        environment = self._environment | self._path(node) | {
             "CONVENER_NODE_NAME": node.name,
             "CONVENER_REDIS_URL": self._detours.get(node.name, self.server.url),
         }
