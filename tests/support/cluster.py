@@ -170,10 +170,14 @@ class Cluster:
     def _launch(self, node: Node, launcher: Launcher) -> RunningProcess:
         assert self.server is not None, "these nodes need a store"
         node.url = node.url or f"http://127.0.0.1:{free_port()}{launcher.prefix}"
-        environment = self._environment | self._path(node) | {
-            "CONVENER_NODE_NAME": node.name,
-            "CONVENER_REDIS_URL": self._detours.get(node.name, self.server.url),
-        }
+        environment = (
+            self._environment
+            | self._path(node)
+            | {
+                "CONVENER_NODE_NAME": node.name,
+                "CONVENER_REDIS_URL": self._detours.get(node.name, self.server.url),
+            }
+        )
         arguments = [word.format(port=httpx.URL(node.url).port) for word in launcher.arguments]
         return RunningProcess([sys.executable, "-m", *arguments], node.directory, environment)
 
