@@ -19,7 +19,7 @@ help:
 	@echo "make format  put the code into its form"
 	@echo "make lock    choose new versions of all dependencies"
 	@echo "make bench   measure (not yet)"
-	@echo "make chaos   kill nodes in every window of a turn, for some minutes"
+	@echo "make chaos   kill and restart nodes under load, for some minutes"
 	@echo "make docs    build the documentation (not yet)"
 	@echo "make clean   remove the environment and what tools left behind"
 
@@ -74,8 +74,13 @@ bench:
 # many runs there are: on Valkey, on Redis, and so on. CONVENER_TEST_SEED=… repeats what a failed one has drawn.
 KILLS ?= 60
 RUNS ?= 4
-chaos: $(VENV)/.dev-installed
-	@TEST_KILLS=$(KILLS) TEST_RUNS=$(RUNS) $(BIN)/python -m pytest -q -s tests/cluster/test_kill_windows.py $(ARGS)
+# How many people talk while nodes are restarted, and how often each node is.
+CLIENTS ?= 50
+ROUNDS ?= 3
+chaos: $(VENV)/.dev-installed tests/js/node_modules/.installed
+	@TEST_KILLS=$(KILLS) TEST_RUNS=$(RUNS) TEST_CLIENTS=$(CLIENTS) TEST_ROUNDS=$(ROUNDS) \
+		$(BIN)/python -m pytest -q -s tests/cluster/test_kill_windows.py \
+		tests/cluster/test_rolling.py $(ARGS)
 
 docs:
 	@echo "not yet: there is no documentation build in this version" >&2; exit 1

@@ -36,6 +36,7 @@ class Client:
         refusals: data of every CONNECT_ERROR.
         failures: how often a connection could not be made, for whatever reason.
         times: when each of `shown` came, in seconds of the monotonic clock.
+        marks: when a connection was `closed`, one was `refused` or not made, one was `connected`.
     """
 
     sio: Any
@@ -48,6 +49,7 @@ class Client:
     refusals: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     failures: int = 0
     times: list[float] = field(default_factory=list[float])
+    marks: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
 
     def take(self, event: str, *arguments: Any) -> None:
         """Record what the server said."""
@@ -61,12 +63,18 @@ class Client:
     def note_refusal(self, error: Any) -> None:
         """Record why a node refused a connection; that nobody listens is told as a text."""
         self.failures += 1
+        self.marks.append((time.monotonic(), "refused"))
         if isinstance(error, dict):
             self.refusals.append(cast("dict[str, Any]", error)["data"])
 
     def note_close(self, *_: object) -> None:
         """Record how the connection ended."""
         self.closes.append(cast("int | None", self.sio.eio.ws.close_code))
+        self.marks.append((time.monotonic(), "closed"))
+
+    def note_connection(self) -> None:
+        """Record that there is a connection."""
+        self.marks.append((time.monotonic(), "connected"))
 
     def named(self, name: str) -> list[dict[str, Any]]:
         """Payloads of all events of one name."""
@@ -153,6 +161,7 @@ class Clients:
         client = Client(sio, cid, name or f"client {len(self._made)} of {cid}")
         sio.on("*", client.take)
         sio.on("disconnect", client.note_close)
+        sio.on("connect", client.note_connection)
         sio.on("connect_error", client.note_refusal)
 
         def auth() -> dict[str, Any]:

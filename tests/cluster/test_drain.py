@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 from tests.cluster.checks import attempts, opened
 from tests.cluster.leaving import ENDS_WELL, KINDS, Person, Scene, scene, user_of
+from tests.support.processes import convener
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
+from tests.support.stored import Stored
 from tests.support.waiting import wait_until
 
 
@@ -313,3 +316,59 @@ async def test_a_drain_in_the_middle_of_everything_loses_nothing(rng: random.Ran
         for cid, person in zip(cids, people, strict=True):
             events = await here.check(cid, person.client)
             assert "takeover" not in [reason for _, reason in opened(events)], "nothing was left to recovery"
+
+
+async def test_a_node_that_is_killed_while_it_leaves_is_recovered(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with scene(nodes=2) as here:
+        for cid in ("busy", "idle"):
+            await here.start(cid, 0)
+        guests = {cid: await here.python(cid, 0) for cid in ("busy", "idle")}
+        await here.api.deliver("busy", f"/until {gate}", "gated")
+        await here.begun("busy", 1)
+        here.cluster.term(0)
+        await wait_until(lambda: here.cluster.owner("idle") != 0, "it is leaving")
+        await here.api.deliver("busy", "queued", url=here.cluster.url(0))
+        here.cluster.kill(0)
+        gate.touch()
+        for cid, guest in guests.items():
+            await here.api.deliver(cid, "afterwards", url=here.cluster.url(1))
+            events = await here.check(cid, guest)
+            if cid == "busy":
+                assert attempts(events, "gated") == [(1, "new"), (2, "takeover")]
+
+
+async def test_a_second_signal_does_not_wait_for_load_balancers(tmp_path: Path) -> None:
+    async with scene(nodes=2, shutdown_delay=300, drain_timeout=300) as here:
+        await here.start("busy", 0)
+        guest = await here.python("busy", 0)
+        await here.api.deliver("busy", f"/until {tmp_path / 'gate'}", "gated")
+        await here.begun("busy", 1)
+        here.cluster.term(0)
+        await here.unready(0)
+        # Nothing is refused yet: a balancer may not have noticed.
+        late = await here.clients.join(here.cluster.url(0), "busy", user_id=user_of("busy"))
+        await guest.say("in time", "in-time")
+        here.api.sent["busy"]["in-time"] = "in time"
+        assert guest.closes == []
+        here.cluster.term(0)
+        assert await here.ended(0) == 0
+        await wait_until(lambda: late.closes, "who came late is gone")
+        (tmp_path / "gate").touch()
+        await here.check("busy", guest)
+
+
+async def test_a_signal_while_a_node_starts(tmp_path: Path) -> None:
+    with Server("valkey") as server:
+        async with Proxy(server.port) as link:
+            link.delay = 0.05
+            with convener("serve", "--port", "0", "--redis", link.url, "--node-name", "n0", directory=tmp_path) as node:
+                await wait_until(lambda: link.passages, "it has begun to start")
+                node.signal(signal.SIGTERM)
+                assert await asyncio.to_thread(node.wait, 60) == 0
+                assert "Traceback" not in "\n".join(node.errors)
+            stored = Stored(server)
+            try:
+                assert (stored.members(), len(stored.buried())) == (set(), 1), "it has left as it should"
+            finally:
+                stored.close()

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from convener.errors import InvalidRequest, NotFound, OwnerUnavailable, StoreUnavailable
+from convener.errors import InvalidRequest, LimitExceeded, NotFound, OwnerUnavailable, StoreUnavailable
+from convener.manager.context import LimitPolicy
 from convener.manager.turn import Turn
 from convener.testing.cluster import QUICK, InProcessCluster, RecordingSink
 from convener.testing.faults import FaultyStore
@@ -265,3 +266,77 @@ async def test_where_to_has_to_be_a_node(make_cluster: MakeCluster) -> None:
         await cluster[0].move("d", "node-1")
     with pytest.raises(InvalidRequest):
         await cluster[0].move("c d", "node-1")
+
+
+# --- a node that is drained and goes on being asked ------------------------------------------------------------------
+
+
+async def drained(cluster: InProcessCluster, index: int, timeout: float | None = None) -> None:
+    """Drain a node that is not ended."""
+    await cluster[index].drain(None, timeout)
+    await wait_until(lambda: cluster[index].drain_status().state == "drained", f"node {index} is drained")
+
+
+@pytest.mark.parametrize("policy", ["reject", "queue"])
+async def test_the_limit_is_the_same_through_a_node_that_leaves(make_cluster: MakeCluster, policy: LimitPolicy) -> None:
+    work = Work()
+    cluster = await make_cluster(work, limit=1, options=dataclasses.replace(QUICK, limit_policy=policy))
+    await cluster[1].maybe_start_agent_loop("c", user_id="u", initial_user_msg={"text": "work"})
+    await wait_until(lambda: len(work.steps) == 2, "it works")
+    await drained(cluster, 0)
+    store = cluster[1].engine.node.store
+    if policy == "reject":
+        with pytest.raises(LimitExceeded) as refused:
+            await cluster[0].maybe_start_agent_loop("d", user_id="u", initial_user_msg={"text": "one more"})
+        assert (refused.value.limit, refused.value.running) == (1, ("c",))
+        assert await store.head("d") is None, "a refused start leaves nothing"
+        work.gate.set()
+        return
+    await cluster[0].maybe_start_agent_loop("d", user_id="u", initial_user_msg={"text": "one more"})
+    assert [w.conversation_id for w in await store.waiting("u")] == ["d"]
+    work.gate.set()
+    sink = await join(cluster, 1, "d", "s", start=False)
+    await cluster[1].close_session("c")
+    await wait_until(sink.replies, "it has come to its turn")
+
+
+async def test_what_no_node_takes_is_taken_as_soon_as_there_is_one(make_cluster: MakeCluster) -> None:
+    """Drained by request a node does not end: what it could not give away must not be its own for ever."""
+    work = Work()
+    cluster = await make_cluster(work, nodes=1)
+    await cluster[0].maybe_start_agent_loop("c", user_id="u", initial_user_msg={"text": "work"})
+    sink = await join(cluster, 0, "c", "s")
+    await wait_until(lambda: len(work.steps) == 2, "it works")
+    await drained(cluster, 0, 0.2)
+    with pytest.raises(OwnerUnavailable):
+        await cluster[0].send_event_to_conversation("c", {"text": "b"}, message_id="m")
+    index = await cluster.add()
+    await wait_until(lambda: len(work.begun) == 2, "it is begun again there")
+    assert work.begun[1] == ("t1", 2, "handoff"), "its turn was ended on purpose"
+    work.gate.set()
+    await wait_until(lambda: len(sink.replies()) == 2, "both are answered")
+    assert (await cluster[index].send_event_to_conversation("c", {"text": "b"}, message_id="m")).duplicate
+    head = await cluster[index].engine.node.store.head("c")
+    assert head is not None
+    assert head.strikes == 0
+
+
+async def test_a_target_that_leaves_too_is_passed_over(
+    make_cluster: MakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Work()
+    cluster = await make_cluster(work)
+    await cluster[0].maybe_start_agent_loop("c", user_id="u", initial_user_msg={"text": "work"})
+    sink = await join(cluster, 2, "c", "s")
+    await wait_until(lambda: len(work.steps) == 2, "it works")
+    await cluster[0].send_event_to_conversation("c", {"text": "queued"})
+    # The others do not know yet that it leaves: nobody is told before its next renewal.
+    cluster[1].engine.node.draining = True
+    draining = asyncio.create_task(drained(cluster, 0, 0.2))
+    await wait_until(lambda: len(work.begun) == 2, "it goes on")
+    work.gate.set()
+    await draining
+    await wait_until(lambda: len(sink.replies()) == 2, "both are answered")
+    assert cluster.owner_of("c") == 2
+    assert "left to recovery" not in capsys.readouterr().out
+    assert set(reasons(sink)) <= {"start", "handoff"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,19 +25,37 @@ def missing() -> str | None:
     return None
 
 
+class LostError(AssertionError):
+    """What was sent got no acknowledgement; the message says why."""
+
+
 class JavaScriptClient:
-    """One running client; `lines` is everything it has printed."""
+    """One running client.
+
+    Attributes:
+        lines: everything it has printed.
+        times: when, in seconds of the monotonic clock.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._numbers = iter(range(1, 1_000_000))
         self.lines: list[dict[str, Any]] = []
+        self.times: list[float] = []
 
     async def read(self) -> None:
         """Keep what it prints, until it ends."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             self.lines.append(json.loads(line))
+            self.times.append(time.monotonic())
+
+    @property
+    def marks(self) -> list[tuple[float, str]]:
+        """When a connection was `closed`, one was `refused` or not made, one was `connected`."""
+        words = {"disconnect": "closed", "connect_error": "refused", "connect": "connected"}
+        pairs = zip(self.lines, self.times, strict=True)
+        return [(at, words[line["event"]]) for line, at in pairs if line.get("event") in words]
 
     def of(self, event: str) -> list[Any]:
         """Payloads of one event."""
@@ -47,7 +66,7 @@ class JavaScriptClient:
         return await wait_until(predicate, f"the JavaScript client has {what}; it has {self.lines[-5:]}")
 
     async def call(self, event: str, data: Any) -> Any:
-        """Send an event and return its acknowledgement."""
+        """Send an event and return its acknowledgement. Raises `LostError` if there will be none."""
         number = next(self._numbers)
         assert self._process.stdin is not None
         command = {"emit": event, "data": data, "id": number}
@@ -56,7 +75,8 @@ class JavaScriptClient:
         (line,) = await self.until(
             f"the answer to {event}", lambda: [line for line in self.lines if line.get("ack") == number]
         )
-        assert "error" not in line, line
+        if "error" in line:
+            raise LostError(line["error"])
         return line["data"]
 
     async def close(self) -> int:

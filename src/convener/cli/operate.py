@@ -49,8 +49,12 @@ def drain(
     timeout: Timeout = 30,
     json: Json = False,
 ) -> None:
-    """Empty a node before it is stopped: nothing new comes to it, its conversations hibernate or move, then its clients
+    """Empty a node before it is stopped: nothing new comes to it, its conversations hibernate or move, and its clients
     are sent to other nodes. The process goes on until somebody ends it; a signal to stop drains by itself.
+
+    A turn under way may end by itself for four fifths of the time, then goes no further than its next step, and is cut
+    off at the end; another node goes on with it, and no recorded step is run again. `convener nodes` shows `draining`,
+    and `buried` when the node owns nothing any more; whoever asks it is still answered, by way of the others.
 
     Prints how many conversations are left, until none is.
 
