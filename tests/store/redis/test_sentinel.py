@@ -16,8 +16,9 @@ import pytest
 from convener.core.membership import Member, RenewReply
 from convener.errors import ConfigurationError, StoreUnavailable
 from convener.store.redis import RedisStore
+from convener.store.redis.endpoint import Attached
 from convener.store.redis.history import NewHistory
-from convener.store.redis.sentinel import Named, newest
+from convener.store.redis.sentinel import Named, Primary, UnderSentinels, newest
 from tests.store.redis.load import CHAIN, progress, working
 from tests.support.certificates import certificate
 from tests.support.servers import FLAVOURS, Flavour, Server, binary, free_port
@@ -169,6 +170,38 @@ def test_the_newest_configuration_counts_and_then_the_majority() -> None:
     assert newest([Named(2, c)], Named(2, b)) == Named(2, c)
     # Where the epoch is hidden there is nothing but the majority.
     assert newest([Named(-1, a), Named(-1, b), Named(-1, b)], Named(-1, a)) == Named(-1, b)
+
+
+@only_valkey
+async def test_sentinels_that_begin_anew_are_believed_when_nothing_else_helps(opening: Opener) -> None:
+    """They count their configurations from the beginning."""
+    servers = opening.servers
+    store = await opening()
+    topology = store.topology
+    assert isinstance(topology, UnderSentinels)
+    primary = topology.target("")
+    assert isinstance(primary, Primary)
+    primary.known = Named(10**6, (HOST, free_port()))
+    with closing(store.heartbeat_link(timeout=5)) as link:
+        # A Sentinel alone may have been cut off, so the thread, which asks one, waits for what most say.
+        with pytest.raises(StoreUnavailable, match="is behind"):
+            await asyncio.to_thread(link.renew, "n~1")
+        with pytest.raises(StoreUnavailable):
+            await primary.connect(Attached(), 5)
+
+        async def renews() -> bool:
+            return (await asyncio.to_thread(link.renew, "n~1")).outcome == "DEAD"
+
+        await wait_until(renews, "the thread follows", retry_on=StoreUnavailable)
+    primary.known = Named(10**6, (HOST, free_port()))
+    tell(servers.primary(), "CLIENT", "KILL", "USER", "node")
+    await wait_until(lambda: not store.statistics()[0].connected, "the loss is noticed")
+
+    async def answers() -> bool:
+        return await store.head("c") is None
+
+    await wait_until(answers, "the store is back", retry_on=StoreUnavailable)
+    assert store.statistics()[0].connects == 2
 
 
 async def test_sentinels_that_do_not_answer_are_passed_over(opening: Opener) -> None:

@@ -19,17 +19,16 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from redis.exceptions import ResponseError
-
 from convener.errors import ConfigurationError, ConvenerError, StoreUnavailable
-from convener.store.redis.address import Host, refused
+from convener.store.redis.address import Host
 from convener.store.redis.connection import Link, LinkStatistics, Patience
-from convener.store.redis.endpoint import Argument, Attached, Endpoint, SyncConnection, Target
+from convener.store.redis.endpoint import Argument, Endpoint, Target
 from convener.store.redis.errors import CLUSTER_CODES, NotRun, Redirect
 from convener.store.redis.history import History, Identity
+from convener.store.redis.home import Home
 from convener.store.redis.lanes import Lanes, Stopped
 from convener.store.redis.scripts import Script
-from convener.store.redis.slots import SlotMap, changes, name_of, read_slots, replaced
+from convener.store.redis.slots import SlotMap, ask_for_slots, changes, name_of, replaced
 from convener.store.redis.topology import Told, call_hook, tell, together
 from convener.store.redis.wire import Again, Call, Reply, slot_of, tag_of
 
@@ -190,7 +189,7 @@ class Cluster:
 
     def target(self, key: str) -> Target:
         """The primary that has the key's slot at the time."""
-        return _Home(self, slot_of(key))
+        return Home(self, slot_of(key))
 
     def host(self, slot: int) -> Host | None:
         """Where a slot is; may be called from any thread."""
@@ -337,30 +336,14 @@ class Cluster:
 
     async def _look(self, hosts: Sequence[Host]) -> SlotMap:
         """Ask for the map: a server with a connection, preferably whom a redirection named; else any."""
-        limit, errors = self._patience.deadline / 2, list[Exception]()
-        connected = random.sample(list(self._links.values()), len(self._links))
-        if self._hint is not None:
-            connected.sort(key=lambda link: link.target.place != name_of(self._hint or ("", 0)))
-        self._hint = None
-        for link in [link for link in connected if link.connected][:_ASKED]:
-            try:
-                async with asyncio.timeout(limit):
-                    reply = await link.execute("", "CLUSTER", "SLOTS")
-                return read_slots(reply, link.target.place.rpartition(":")[0])
-            except (StoreUnavailable, TimeoutError) as error:
-                errors.append(error)
-        for host in hosts[:_ASKED]:
-            try:
-                (reply,) = await self.server.at(*host).ask(limit, ("CLUSTER", "SLOTS"))
-                if isinstance(reply, ResponseError):
-                    raise refused(f"{name_of(host)} is no server of a cluster, or hides it: {reply}")
-                return read_slots(reply, host[0])
-            except (StoreUnavailable, ConfigurationError) as error:
-                errors.append(error)
-        for error in errors:
-            if isinstance(error, ConfigurationError):
-                raise error
-        raise StoreUnavailable(f"no server of the cluster answers: {errors[-1] if errors else 'none is known'}")
+        hint, self._hint = self._hint, None
+        links = random.sample(list(self._links.values()), len(self._links))
+        if hint is not None:
+            links.sort(key=lambda link: link.target.place != name_of(hint))
+        limit = self._patience.deadline / 2
+        return await ask_for_slots(
+            [link for link in links if link.connected][:_ASKED], self.server, hosts[:_ASKED], limit
+        )
 
     def _adopt(self, found: SlotMap) -> None:
         seen, self._seen, self._hosts = self._seen, found, {**self._hosts, **found.hosts}
@@ -421,45 +404,3 @@ class Cluster:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self.doubt)
-
-
-class _Home:
-    """The server that has one slot at the time: a `Target`, mostly for the heartbeat's thread."""
-
-    def __init__(self, cluster: Cluster, slot: int) -> None:
-        self._cluster = cluster
-        self._slot = slot
-        self._told: tuple[int, Host] | None = None
-
-    def _host(self) -> Host:
-        # What a server said counts until the map changes.
-        if self._told is not None and self._told[0] == self._cluster.version:
-            return self._told[1]
-        host = self._cluster.host(self._slot)
-        if host is None:
-            raise StoreUnavailable("no server has the hash slot")
-        return host
-
-    @property
-    def place(self) -> str:
-        """Host and port."""
-        return name_of(self._host())
-
-    def redirect(self, host: str, port: int) -> None:
-        """See `Target.redirect`."""
-        self._told = self._cluster.version, (host, port)
-        self._cluster.tell_doubt()
-
-    async def connect(self, attached: Attached, limit: float) -> None:
-        """See `Target.connect`."""
-        await self._cluster.server.at(*self._host()).connect(attached, limit)
-
-    def connect_sync(self, timeout: float) -> tuple[SyncConnection, str]:
-        """See `Target.connect_sync`. If the server is gone, any other will say where the slot is."""
-        try:
-            return self._cluster.server.at(*self._host()).connect_sync(timeout)
-        except StoreUnavailable:
-            for host in [host for host in self._cluster.others() if host != self._host()][:1]:
-                self._cluster.tell_doubt()
-                return self._cluster.server.at(*host).connect_sync(timeout)
-            raise

@@ -63,29 +63,39 @@ class Primary:
         self._order = tuple(sentinels)
         self._server = server
         self._service = service
-        self._known: Named | None = None
+        self.known: Named | None = None
+        """The answer that counts until there is a newer one."""
+        self._failed: Named | None = None
 
     @property
     def place(self) -> str:
         """The primary named last, or the service's name before the first answer."""
-        return self._service if self._known is None else "{}:{}".format(*self._known.host)
+        return self._service if self.known is None else "{}:{}".format(*self.known.host)
 
     def redirect(self, host: str, port: int) -> None:
         """Only the Sentinels say where the primary is."""
 
     async def connect(self, attached: Attached, limit: float) -> None:
         """See `Target.connect`."""
+        named = await self.ask(limit)
         try:
             async with asyncio.timeout(limit):
-                named = await self.ask(limit)
-                endpoint = self._server.at(*named.host)
-                await endpoint.connect(attached, limit, _IsPrimary())
+                await self._server.at(*named.host).connect(attached, limit, _IsPrimary())
         except TimeoutError as error:
+            self._failed = named
             raise StoreUnavailable(f"cannot connect to the primary {self.place} in time") from error
+        except StoreUnavailable:
+            self._failed = named
+            raise
 
     def connect_sync(self, timeout: float) -> tuple[SyncConnection, str]:
         """See `Target.connect_sync`. One Sentinel is enough, if it knows what is known already."""
-        return self._server.at(*self._ask_sync(timeout).host).connect_sync(timeout, _IsPrimary())
+        named = self._ask_sync(timeout)
+        try:
+            return self._server.at(*named.host).connect_sync(timeout, _IsPrimary())
+        except StoreUnavailable:
+            self._failed = named
+            raise
 
     # -- what Sentinels say ----------------------------------------------------------------------------------
 
@@ -126,8 +136,11 @@ class Primary:
             if len(bad) == len(errors):
                 raise bad[0]
             raise StoreUnavailable(f"no Sentinel of {self._service} answers: {errors[0]}")
-        self._known = newest(found, self._known)
-        return self._known
+        # Sentinels that were set up anew count from the beginning. Most of them are believed when what was known leads
+        # nowhere; one alone may have been cut off.
+        anew = self._failed is not None and self._failed == self.known and len(found) > len(self._sentinels) // 2
+        self.known = newest(found, None if anew else self.known)
+        return self.known
 
     def _ask_sync(self, timeout: float) -> Named:
         errors: list[Exception] = []
@@ -137,8 +150,8 @@ class Primary:
             except (StoreUnavailable, ConfigurationError) as error:
                 errors.append(error)
             else:
-                if self._known is None or named.epoch >= self._known.epoch:
-                    self._known = named
+                if self.known is None or named.epoch >= self.known.epoch:
+                    self.known = named
                     return named
                 errors.append(StoreUnavailable(f"{sentinel} is behind"))
             # Whoever did not help is asked last next time.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from convener.errors import StoreUnavailable
-from convener.store.redis.address import Host
+from redis.exceptions import ResponseError
+
+from convener.errors import ConfigurationError, StoreUnavailable
+from convener.store.redis.address import Host, refused
+from convener.store.redis.connection import Link
+from convener.store.redis.endpoint import Endpoint
 from convener.store.redis.errors import known_host
 
 SLOTS: Final = 16384
@@ -90,3 +95,32 @@ def replaced(old: SlotMap, new: SlotMap) -> Iterable[tuple[str, str]]:
         if now in old.replicas.get(was, ()) or was not in after:
             heirs[now] = was
     return [(was, now) for now, was in heirs.items()]
+
+
+async def ask_for_slots(links: Sequence[Link], server: Endpoint, hosts: Sequence[Host], limit: float) -> SlotMap:
+    """The map, of whoever answers first: over a link, else over a connection of its own to one of `hosts`.
+
+    Raises:
+        StoreUnavailable: nobody answers; each has `limit` seconds.
+        ConfigurationError: somebody says that this is no cluster, or refuses the credentials.
+    """
+    errors: list[Exception] = []
+    for link in links:
+        try:
+            async with asyncio.timeout(limit):
+                reply = await link.execute("", "CLUSTER", "SLOTS")
+            return read_slots(reply, link.target.place.rpartition(":")[0])
+        except (StoreUnavailable, TimeoutError) as error:
+            errors.append(error)
+    for host in hosts:
+        try:
+            (reply,) = await server.at(*host).ask(limit, ("CLUSTER", "SLOTS"))
+            if isinstance(reply, ResponseError):
+                raise refused(f"{name_of(host)} is no server of a cluster, or hides it: {reply}")
+            return read_slots(reply, host[0])
+        except (StoreUnavailable, ConfigurationError) as error:
+            errors.append(error)
+    for error in errors:
+        if isinstance(error, ConfigurationError):
+            raise error
+    raise StoreUnavailable(f"no server of the cluster answers: {errors[-1] if errors else 'none is known'}")
