@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from convener.core import admission, conversation, intents, lease, membership
+from convener.core import admission, conversation, intents, lease, membership, retention
 from tests.core import (
     test_admission,
     test_alarms,
@@ -22,6 +22,7 @@ from tests.core import (
     test_interrupt,
     test_lease,
     test_membership,
+    test_retention,
 )
 from tests.core.mutants import Mutant, mutants
 from tests.core.test_burial import Burial
@@ -31,6 +32,7 @@ from tests.core.test_starts import Starts
 WATCHED: dict[ModuleType, tuple[list[ModuleType], type[RuleBasedStateMachine]]] = {
     conversation: ([test_conversation, test_conversation_owned, test_interrupt, test_intents, test_alarms], Ownership),
     intents: ([test_intents, test_interrupt, test_alarms], Ownership),
+    retention: ([test_retention], Ownership),
     admission: ([test_admission], Starts),
     membership: ([test_membership], Burial),
     lease: ([test_lease], Burial),

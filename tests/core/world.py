@@ -38,6 +38,7 @@ from convener.core.model import (
     SetState,
     StopReply,
     TrimInbox,
+    TrimLog,
     TrimSeen,
 )
 from convener.core.wire import answer_event, event, input_event, turn_id
@@ -95,6 +96,8 @@ class World:
                 self.meta = meta
             case AddLog(entries):
                 self.log += entries
+            case TrimLog(seq):
+                self.log = [e for e in self.log if e.seq > seq]
             case AddInbox(entry):
                 self.inbox.append(entry)
                 if entry.kind in REMEMBERED:

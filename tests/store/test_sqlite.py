@@ -19,7 +19,7 @@ from convener.core.wire import event
 from convener.errors import ConfigurationError, StoreFull, StoreUnavailable
 from convener.store import sqlite
 from convener.store.sqlite import SQLiteStore
-from convener.store.sqlite_tables import SCHEMA_VERSION, SQLiteTables
+from convener.store.sqlite_tables import FIRST_VERSION, SCHEMA_VERSION, SQLiteTables
 from convener.store.tables import Tables, timer_shard
 
 pytestmark = pytest.mark.anyio
@@ -172,10 +172,27 @@ async def test_a_schema_from_before_the_first_release_is_refused(tmp_path: Path)
     await store.open()
     await store.close()
     with sqlite3.connect(database(tmp_path)) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION - 1}")
+        db.execute(f"PRAGMA user_version = {FIRST_VERSION - 1}")
     db.close()
-    with pytest.raises(ConfigurationError, match=f"before the first release .schema {SCHEMA_VERSION - 1}.; start with"):
+    with pytest.raises(ConfigurationError, match=f"before the first release .schema {FIRST_VERSION - 1}.; start with"):
         await store.open()
+
+
+async def test_a_database_of_the_first_release_goes_on(tmp_path: Path) -> None:
+    """Its heads know nothing of an archive, so nothing is archived."""
+    store = SQLiteStore(tmp_path)
+    await store.open()
+    created = await store.create("c", "u", "{}", "g")
+    await store.close()
+    with sqlite3.connect(database(tmp_path)) as db:
+        for column in ("archived", "archived_epoch", "manifest"):
+            db.execute(f"ALTER TABLE head DROP COLUMN {column}")
+        db.execute(f"PRAGMA user_version = {FIRST_VERSION}")
+    db.close()
+    for _ in range(2):
+        await store.open()
+        assert await store.head("c") == created.meta
+        await store.close()
 
 
 async def test_a_database_of_somebody_else_is_refused(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ class Meta:
         strikes: takeovers of the turn at position `struck` since `strike_at`.
         halted: turns up to this position are to be interrupted, if they have not ended.
         asks: how many questions of the open turn wait for an answer.
+        archived, archived_epoch: the last entry that the archive has: everything up to it is there.
+        manifest: name of the object that lists where.
     """
 
     user: str
@@ -80,6 +82,9 @@ class Meta:
     strike_at: int = 0
     halted: int = 0
     asks: int = 0
+    archived: int = 0
+    archived_epoch: int = 0
+    manifest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class Conversation:
         asks: ids of the open questions.
         alarms: how many alarms are set.
         alarm: data (JSON text) of the alarm in question, None if it is not set.
+        places: which of the places in question, (epoch, seq), the log in the store has.
     """
 
     meta: Meta | None = None
@@ -125,6 +131,7 @@ class Conversation:
     asks: frozenset[str] = frozenset()
     alarms: int = 0
     alarm: str | None = None
+    places: frozenset[tuple[int, int]] = frozenset()
 
 
 # -- effects
@@ -143,6 +150,13 @@ class AddLog:
     """Append entries."""
 
     entries: tuple[LogEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrimLog:
+    """Remove the entries up to and including `seq`; there is one above it."""
+
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +251,7 @@ class Publish:
 Effect = (
     SetMeta
     | AddLog
+    | TrimLog
     | AddInbox
     | DropInbox
     | TrimInbox
@@ -420,9 +435,15 @@ class Page:
         resync: the place asked for is not in this log; `entries` then start at the beginning.
         generation: of the log.
         tip: (epoch, seq) of the last entry that the log has, which may be beyond this page.
+        first: seq of the first entry that the store has; what is before it has been trimmed.
+        archived: the archive has everything up to this seq.
+        manifest: name of the object that lists where; of the same instant as everything else here.
     """
 
     generation: str
     tip: tuple[int, int]
     entries: tuple[LogEntry, ...] = field(default=())
     resync: bool = False
+    first: int = 1
+    archived: int = 0
+    manifest: str = ""

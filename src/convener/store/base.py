@@ -44,6 +44,7 @@ from convener.core.model import (
     StopReply,
     UnsendOutcome,
 )
+from convener.core.retention import ArchivedOutcome, ArchivedRequest, ExpireOutcome
 
 
 class ConversationStore(Protocol):
@@ -92,6 +93,8 @@ class ConversationStore(Protocol):
 
         An exact cursor whose generation or entry is not this log's sets `resync` and reads from the beginning. A
         bare number reads the entries with a greater seq (none if it is beyond the tip). None without conversation.
+        What was trimmed is not here: the page then says where the rest begins and which manifest the archive has, and
+        `convener.store.archive` reads both as one.
         """
         ...
 
@@ -134,6 +137,14 @@ class ConversationStore(Protocol):
     async def drop_alarm(self, cid: str, alarm_id: str) -> bool:
         """Remove an alarm. False if it is not set."""
         ...
+
+
+class RetentionStore(Protocol):
+    """What leaves the store (`convener.core.retention`)."""
+
+    async def archived(self, cid: str, request: ArchivedRequest) -> ArchivedOutcome: ...
+
+    async def expire(self, cid: str, before: int) -> ExpireOutcome: ...
 
 
 class TimerStore(Protocol):
@@ -326,7 +337,9 @@ class StoreInfo:
     eviction: str | None = None
 
 
-class Store(ConversationStore, TimerStore, SlotStore, MembershipStore, NodeStore, IndexStore, Bus, Protocol):
+class Store(
+    ConversationStore, RetentionStore, TimerStore, SlotStore, MembershipStore, NodeStore, IndexStore, Bus, Protocol
+):
     """Everything above behind one object."""
 
     async def open(self) -> None:

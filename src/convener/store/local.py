@@ -22,6 +22,7 @@ from convener.store.local_parts import (
     LocalTimers,
     renew,
 )
+from convener.store.local_retention import LocalRetention
 from convener.store.localbus import LocalBus
 from convener.store.tables import Engine, channel_name
 
@@ -67,7 +68,7 @@ class LocalLink:
             self._engine.drop_live(self._held.pop())
 
 
-class LocalStore(LocalConversations, LocalTimers, LocalSlots, LocalMembership, LocalNodes, LocalIndex):
+class LocalStore(LocalConversations, LocalRetention, LocalTimers, LocalSlots, LocalMembership, LocalNodes, LocalIndex):
     """A `Store` over an engine."""
 
     def __init__(self, engine: Engine) -> None:

@@ -48,6 +48,7 @@ from convener.core.model import (
     SetState,
     StopReply,
     TrimInbox,
+    TrimLog,
     TrimSeen,
     UnsendOutcome,
 )
@@ -58,7 +59,7 @@ from convener.store.tables import Engine, Step, Tables, channel_name
 T = TypeVar("T")
 
 
-def _apply(t: Tables, cid: str, result: tuple[T, tuple[Effect, ...]]) -> T:
+def apply(t: Tables, cid: str, result: tuple[T, tuple[Effect, ...]]) -> T:
     """Write what a transition decided; the reply."""
     reply, effects = result
     for effect in effects:
@@ -67,6 +68,8 @@ def _apply(t: Tables, cid: str, result: tuple[T, tuple[Effect, ...]]) -> T:
                 t.set_meta(cid, meta)
             case AddLog(entries):
                 t.add_log(cid, entries)
+            case TrimLog(seq):
+                t.trim_log(cid, seq)
             case AddInbox(entry):
                 t.add_inbox(cid, entry)
                 if entry.kind in REMEMBERED:
@@ -109,7 +112,9 @@ def _page(t: Tables, cid: str, after: Cursor, limit: int) -> Page | None:
         known = place == START or t.epoch_at(cid, place.seq) == place.epoch
         resync = after.generation != meta.generation or not known
     entries = t.log(cid, 0 if resync else place.seq, max(limit, 0))
-    return Page(meta.generation, t.tip(cid), entries, resync)
+    held, tip = t.log(cid, 0, 1), t.tip(cid)
+    first = held[0].seq if held else tip[1] + 1
+    return Page(meta.generation, tip, entries, resync, first, meta.archived, meta.manifest)
 
 
 def _asking(t: Tables, cid: str) -> Conversation:
@@ -121,7 +126,7 @@ def _alarmed(t: Tables, cid: str, alarm_id: str) -> Conversation:
     return Conversation(t.meta(cid), seen=t.seen(cid, alarm_id), alarms=len(alarms), alarm=alarms.get(alarm_id))
 
 
-class _Part:
+class Part:
     """What the parts of a store share: the engine, and whether this store is open."""
 
     _engine: Engine
@@ -138,116 +143,116 @@ class _Part:
         return await self._engine.run(step)
 
 
-class LocalConversations(_Part):
+class LocalConversations(Part):
     """`ConversationStore`."""
 
     async def create(self, cid: str, user: str, metadata: str, generation: str) -> Created:
         def step(t: Tables) -> Created:
             state = Conversation(t.meta(cid))
-            return _apply(t, cid, conversation.create(state, user, metadata, generation, t.now))
+            return apply(t, cid, conversation.create(state, user, metadata, generation, t.now))
 
         return await self.run(step)
 
     async def send(self, cid: str, message: NewMessage, *, max_pending: int, reject_busy: bool = False) -> SendReply:
         def step(t: Tables) -> SendReply:
             state = Conversation(t.meta(cid), seen=t.seen(cid, message.message_id))
-            return _apply(t, cid, conversation.send(state, message, max_pending, reject_busy, t.now))
+            return apply(t, cid, conversation.send(state, message, max_pending, reject_busy, t.now))
 
         return await self.run(step)
 
     async def unsend(self, cid: str, message_id: str, position: int) -> UnsendOutcome:
         def step(t: Tables) -> UnsendOutcome:
             state = Conversation(t.meta(cid), inbox=t.inbox(cid), seen=t.seen(cid, message_id))
-            return _apply(t, cid, conversation.unsend(state, message_id, position))
+            return apply(t, cid, conversation.unsend(state, message_id, position))
 
         return await self.run(step)
 
     async def claim(self, cid: str, request: ClaimRequest) -> ClaimReply:
         def step(t: Tables) -> ClaimReply:
             state = Conversation(t.meta(cid), t.tip(cid), t.inbox(cid))
-            return _apply(t, cid, conversation.claim(state, request, t.now))
+            return apply(t, cid, conversation.claim(state, request, t.now))
 
         return await self.run(step)
 
     async def resolve(self, cid: str, me: str, nonce: str, epoch: int) -> ResolveReply:
         def step(t: Tables) -> ResolveReply:
             state = Conversation(t.meta(cid), inbox=t.inbox(cid))
-            return _apply(t, cid, conversation.resolve(state, me, nonce, epoch))
+            return apply(t, cid, conversation.resolve(state, me, nonce, epoch))
 
         return await self.run(step)
 
     async def append(self, cid: str, request: AppendRequest) -> AppendReply:
         def step(t: Tables) -> AppendReply:
-            return _apply(t, cid, conversation.append(_asking(t, cid), request, t.now))
+            return apply(t, cid, conversation.append(_asking(t, cid), request, t.now))
 
         return await self.run(step)
 
     async def release(self, cid: str, owner: str, epoch: int, seq: int) -> ReleaseOutcome:
         def step(t: Tables) -> ReleaseOutcome:
-            return _apply(t, cid, conversation.release(Conversation(t.meta(cid)), owner, epoch, seq))
+            return apply(t, cid, conversation.release(Conversation(t.meta(cid)), owner, epoch, seq))
 
         return await self.run(step)
 
     async def disown(self, cid: str, owner: str, epoch: int) -> DisownOutcome:
         def step(t: Tables) -> DisownOutcome:
-            return _apply(t, cid, conversation.disown(Conversation(t.meta(cid)), owner, epoch))
+            return apply(t, cid, conversation.disown(Conversation(t.meta(cid)), owner, epoch))
 
         return await self.run(step)
 
     async def stop(self, cid: str, me: str, reason: str, buried: str) -> StopReply:
         def step(t: Tables) -> StopReply:
             state = Conversation(t.meta(cid), t.tip(cid), t.inbox(cid))
-            return _apply(t, cid, conversation.stop(state, me, reason, buried, t.now))
+            return apply(t, cid, conversation.stop(state, me, reason, buried, t.now))
 
         return await self.run(step)
 
     async def interrupt(self, cid: str, turn: str) -> InterruptReply:
         def step(t: Tables) -> InterruptReply:
-            return _apply(t, cid, intents.interrupt(Conversation(t.meta(cid)), turn, t.now))
+            return apply(t, cid, intents.interrupt(Conversation(t.meta(cid)), turn, t.now))
 
         return await self.run(step)
 
     async def answer(self, cid: str, ask_id: str, message: NewMessage) -> SendReply:
         def step(t: Tables) -> SendReply:
             state = replace(_asking(t, cid), seen=t.seen(cid, message.message_id))
-            return _apply(t, cid, intents.answer(state, ask_id, message, t.now))
+            return apply(t, cid, intents.answer(state, ask_id, message, t.now))
 
         return await self.run(step)
 
     async def add_pieces(self, cid: str, owner: str, epoch: int, position: int, pieces: Sequence[str]) -> PieceOutcome:
         def step(t: Tables) -> PieceOutcome:
             state = Conversation(t.meta(cid))
-            return _apply(t, cid, intents.pieces(state, owner, epoch, position, tuple(pieces)))
+            return apply(t, cid, intents.pieces(state, owner, epoch, position, tuple(pieces)))
 
         return await self.run(step)
 
     async def set_alarm(self, cid: str, alarm_id: str, data: str) -> AlarmOutcome:
         def step(t: Tables) -> AlarmOutcome:
-            return _apply(t, cid, intents.set_alarm(_alarmed(t, cid, alarm_id), alarm_id, data))
+            return apply(t, cid, intents.set_alarm(_alarmed(t, cid, alarm_id), alarm_id, data))
 
         return await self.run(step)
 
     async def fire(self, cid: str, alarm_id: str, *, max_pending: int) -> SendReply:
         def step(t: Tables) -> SendReply:
-            return _apply(t, cid, intents.fire(_alarmed(t, cid, alarm_id), alarm_id, max_pending, t.now))
+            return apply(t, cid, intents.fire(_alarmed(t, cid, alarm_id), alarm_id, max_pending, t.now))
 
         return await self.run(step)
 
     async def resume(self, cid: str) -> ResumeOutcome:
         def step(t: Tables) -> ResumeOutcome:
-            return _apply(t, cid, conversation.resume(Conversation(t.meta(cid)), t.now))
+            return apply(t, cid, conversation.resume(Conversation(t.meta(cid)), t.now))
 
         return await self.run(step)
 
     async def set_metadata(self, cid: str, metadata: str) -> Meta | None:
         def step(t: Tables) -> Meta | None:
-            return _apply(t, cid, conversation.set_metadata(Conversation(t.meta(cid)), metadata, t.now))
+            return apply(t, cid, conversation.set_metadata(Conversation(t.meta(cid)), metadata, t.now))
 
         return await self.run(step)
 
     async def erase(self, cid: str) -> EraseOutcome:
         def step(t: Tables) -> EraseOutcome:
-            return _apply(t, cid, conversation.erase(Conversation(t.meta(cid))))
+            return apply(t, cid, conversation.erase(Conversation(t.meta(cid))))
 
         return await self.run(step)
 
@@ -289,7 +294,7 @@ class LocalConversations(_Part):
         return await self.run(lambda t: t.drop_alarm(cid, alarm_id))
 
 
-class LocalTimers(_Part):
+class LocalTimers(Part):
     """`TimerStore`."""
 
     async def set_timer(self, cid: str, timer_id: str, due: int) -> None:
@@ -302,7 +307,7 @@ class LocalTimers(_Part):
         return await self.run(lambda t: t.due_timers(shard, t.now, limit))
 
 
-class LocalSlots(_Part):
+class LocalSlots(Part):
     """`SlotStore`."""
 
     async def slots(self, user: str) -> Mapping[str, Slot]:
@@ -364,7 +369,7 @@ def renew(t: Tables, incarnation: str, info: str | None) -> RenewReply:
     return reply
 
 
-class LocalMembership(_Part):
+class LocalMembership(Part):
     """`MembershipStore`."""
 
     async def join(self, incarnation: str, member: Member) -> RenewReply:
@@ -410,7 +415,7 @@ class LocalMembership(_Part):
         return await self.run(lambda t: incarnation in t.membership().dead)
 
 
-class LocalNodes(_Part):
+class LocalNodes(Part):
     """`NodeStore`."""
 
     async def put_record(self, incarnation: str, record: Record) -> None:
@@ -464,7 +469,7 @@ class LocalNodes(_Part):
         return await self.run(step)
 
 
-class LocalIndex(_Part):
+class LocalIndex(Part):
     """`IndexStore`."""
 
     async def index(self, user: str, cid: str) -> None:

@@ -98,6 +98,10 @@ class _ConversationTables:
     def add_log(self, cid: str, entries: Sequence[LogEntry]) -> None:
         self._conversations[cid].log.extend(entries)
 
+    def trim_log(self, cid: str, seq: int) -> None:
+        log = self._conversations[cid].log
+        del log[: bisect_right(log, seq, key=_seq)]
+
     def log(self, cid: str, after: int, limit: int) -> tuple[LogEntry, ...]:
         log = self._conversations[cid].log
         start = bisect_right(log, after, key=_seq)

@@ -30,7 +30,7 @@ from convener.errors import ConfigurationError, StoreFull, StoreUnavailable
 from convener.store.clock import WallClock
 from convener.store.local import LocalStore
 from convener.store.localbus import Exchange, LocalBus
-from convener.store.sqlite_tables import SCHEMA, SCHEMA_VERSION, SQLiteTables
+from convener.store.sqlite_tables import FIRST_VERSION, MIGRATIONS, SCHEMA, SCHEMA_VERSION, SQLiteTables
 from convener.store.tables import Step, T, Tables
 
 if sys.platform == "win32":
@@ -108,7 +108,7 @@ def _lock(directory: Path) -> Generator[None, None, None]:
 
 
 def _connect(file: Path, synchronous: Synchronous) -> sqlite3.Connection:
-    """Open the database; make the schema if it is new.
+    """Open the database; make the schema if it is new, and the present one out of an older one.
 
     Raises:
         ConfigurationError: it is not one of ours, or of a newer version.
@@ -127,7 +127,7 @@ def _connect(file: Path, synchronous: Synchronous) -> sqlite3.Connection:
             raise ConfigurationError(
                 f"{file} was written by a newer version (schema {version}; this one knows {SCHEMA_VERSION})"
             )
-        if tables and version < SCHEMA_VERSION:
+        if tables and version < FIRST_VERSION:
             raise ConfigurationError(
                 f"{file} was written by a version before the first release (schema {version}); start with a new folder"
             )
@@ -136,6 +136,8 @@ def _connect(file: Path, synchronous: Synchronous) -> sqlite3.Connection:
         if not tables:
             mark = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
             db.executescript(f"BEGIN; {SCHEMA} {mark} COMMIT;")
+        for older in range(version if tables else SCHEMA_VERSION, SCHEMA_VERSION):
+            db.executescript(f"BEGIN; {MIGRATIONS[older]} PRAGMA user_version = {older + 1}; COMMIT;")
     except BaseException:
         db.close()
         raise

@@ -18,7 +18,9 @@ from convener.core.model import InboxEntry, LogEntry, Meta
 from convener.store.memory import membership_keys
 from convener.store.tables import shard_of, timer_shard
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+FIRST_VERSION: Final = 2
+"""The schema of the first release; an older one was never released."""
 
 _HEAD: Final = ", ".join(field.name for field in fields(Meta))
 _RECORD: Final = "conversation_id, user, status, epoch, nonce, since, version"
@@ -57,6 +59,15 @@ CREATE INDEX lists_by_activity ON lists (user, activity, cid);
 CREATE TABLE everything (shard INTEGER, cid TEXT, PRIMARY KEY (shard, cid)) WITHOUT ROWID;
 """
 
+MIGRATIONS: Final[Mapping[int, str]] = {
+    2: """
+ALTER TABLE head ADD COLUMN archived NOT NULL DEFAULT 0;
+ALTER TABLE head ADD COLUMN archived_epoch NOT NULL DEFAULT 0;
+ALTER TABLE head ADD COLUMN manifest NOT NULL DEFAULT '';
+""",
+}
+"""What makes the next schema out of one."""
+
 _PUT_HEAD: Final = f"INSERT OR REPLACE INTO head VALUES ({','.join('?' * (1 + len(fields(Meta))))})"
 
 
@@ -88,6 +99,9 @@ class _ConversationTables(_Base):
         # INSERT, not REPLACE: the primary key is a second guard of I4.
         rows = [(cid, entry.seq, entry.epoch, entry.event) for entry in entries]
         self.db.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", rows)
+
+    def trim_log(self, cid: str, seq: int) -> None:
+        self.db.execute("DELETE FROM log WHERE cid = ? AND seq <= ?", (cid, seq))
 
     def log(self, cid: str, after: int, limit: int) -> tuple[LogEntry, ...]:
         query = "SELECT epoch, seq, event FROM log WHERE cid = ? AND seq > ? ORDER BY seq LIMIT ?"

@@ -56,6 +56,10 @@ class ConversationTables(Protocol):
 
     def add_log(self, cid: str, entries: Sequence[LogEntry]) -> None: ...
 
+    def trim_log(self, cid: str, seq: int) -> None:
+        """Remove the entries up to and including `seq`."""
+        ...
+
     def log(self, cid: str, after: int, limit: int) -> tuple[LogEntry, ...]:
         """At most `limit` entries with a seq above `after`."""
         ...

@@ -16,7 +16,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import ModuleType
 from typing import Final
 
-from convener.testing.contract_checks import alarms, bus, conversations, intents, logs, membership, nodes, users
+from convener.testing.contract_checks import (
+    alarms,
+    bus,
+    conversations,
+    intents,
+    logs,
+    membership,
+    nodes,
+    retention,
+    users,
+)
 from convener.testing.harness import Harness, HarnessFactory
 from convener.testing.leaks import watched
 
@@ -29,7 +39,7 @@ def _checks(module: ModuleType) -> list[Check]:
 
 CHECKS: Final[Sequence[Check]] = tuple(
     check
-    for module in (conversations, intents, alarms, logs, users, membership, nodes, bus)
+    for module in (conversations, intents, alarms, logs, retention, users, membership, nodes, bus)
     for check in _checks(module)
 )
 

@@ -214,18 +214,7 @@ class RedisConversations(Part):
 
     async def erase(self, cid: str) -> EraseOutcome:
         """ERASE."""
-        k = self.keys
-        keys = (
-            k.meta(cid),
-            k.log(cid),
-            k.inbox(cid),
-            k.seen(cid),
-            k.state(cid),
-            k.tail(cid),
-            k.asks(cid),
-            k.alarms(cid),
-        )
-        return (await self.topology.call(SCRIPTS["erase"], keys)).decode()
+        return (await self.topology.call(SCRIPTS["erase"], self.keys.whole(cid))).decode()
 
     async def head(self, cid: str) -> Meta | None:
         """The head."""
@@ -252,8 +241,9 @@ class RedisConversations(Part):
         )
         if reply is None:
             return None
-        generation, epoch, seq, resync, entries = reply
-        return Page(generation.decode(), (epoch, seq), replies.log(entries), resync == 1)
+        generation, epoch, seq, resync, entries, first, archived, manifest = reply
+        tip = (epoch, seq)
+        return Page(generation.decode(), tip, replies.log(entries), resync == 1, first, archived, manifest.decode())
 
     async def inbox(self, cid: str) -> tuple[Meta, Sequence[InboxEntry]] | None:
         """INBOX."""

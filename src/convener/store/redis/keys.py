@@ -61,18 +61,18 @@ class Keys:
         """Channel: nobody publishes; that somebody subscribes shows that the process lives."""
         return f"{self._live}{incarnation}"
 
-    # -- {NS:c:C}: one conversation. ERASE removes the whole group.
+    # -- {NS:c:C}: one conversation. ERASE and EXPIRE remove the whole group.
 
     def channel(self, cid: str) -> str:
         """Channel: inbox entries, log entries and status of a conversation."""
         return f"{self._conversation}{cid}}}"
 
     def meta(self, cid: str) -> str:
-        """Hash: the head. Removed by ERASE."""
+        """Hash: the head. Removed by ERASE, EXPIRE."""
         return f"{self._conversation}{cid}}}:meta"
 
     def log(self, cid: str) -> str:
-        """Stream, ids `epoch-seq`, field `e`: the log. Removed by ERASE."""
+        """Stream, ids `epoch-seq`, field `e`: the log. Trimmed by ARCHIVED, removed by ERASE, EXPIRE."""
         return f"{self._conversation}{cid}}}:log"
 
     def inbox(self, cid: str) -> str:
@@ -98,6 +98,11 @@ class Keys:
     def alarms(self, cid: str) -> str:
         """Hash, alarm -> data (JSON). Entries removed by FIRE, the rest by ERASE."""
         return f"{self._conversation}{cid}}}:alarms"
+
+    def whole(self, cid: str) -> tuple[str, ...]:
+        """All keys of a conversation, as ERASE and EXPIRE take them."""
+        parts = (self.meta, self.log, self.inbox, self.seen, self.state, self.tail, self.asks, self.alarms)
+        return tuple(part(cid) for part in parts)
 
     # -- {NS:t:0..15}: what is to happen when.
 
@@ -160,14 +165,14 @@ KINDS: Final = (
     KeyKind("{NS:m}:ver", "string", "nobody"),
     KeyKind("{NS:m}:pulse", "string", "nobody"),
     KeyKind("{NS:m}:grace", "string", "nobody"),
-    KeyKind("{NS:c:*}:meta", "hash", "ERASE"),
-    KeyKind("{NS:c:*}:log", "stream", "ERASE"),
-    KeyKind("{NS:c:*}:in", "stream", "ERASE"),
-    KeyKind("{NS:c:*}:seen", "zset", "ERASE"),
-    KeyKind("{NS:c:*}:state", "string", "ERASE"),
-    KeyKind("{NS:c:*}:tail", "stream", "APPEND, STOP, ERASE"),
-    KeyKind("{NS:c:*}:asks", "hash", "ANSWER, by entry; APPEND, STOP, ERASE"),
-    KeyKind("{NS:c:*}:alarms", "hash", "FIRE, by entry; ERASE"),
+    KeyKind("{NS:c:*}:meta", "hash", "ERASE, EXPIRE"),
+    KeyKind("{NS:c:*}:log", "stream", "ARCHIVED, by entry; ERASE, EXPIRE"),
+    KeyKind("{NS:c:*}:in", "stream", "APPEND, STOP, by entry; ERASE, EXPIRE"),
+    KeyKind("{NS:c:*}:seen", "zset", "APPEND, by entry; ERASE, EXPIRE"),
+    KeyKind("{NS:c:*}:state", "string", "ERASE, EXPIRE"),
+    KeyKind("{NS:c:*}:tail", "stream", "APPEND, STOP, ERASE, EXPIRE"),
+    KeyKind("{NS:c:*}:asks", "hash", "ANSWER, by entry; APPEND, STOP, ERASE, EXPIRE"),
+    KeyKind("{NS:c:*}:alarms", "hash", "FIRE, by entry; ERASE, EXPIRE"),
     KeyKind("{NS:t:*}:due", "zset", "whoever has done what was due, by entry"),
     KeyKind("{NS:u:*}:slots", "hash", "UNRESERVE, by entry"),
     KeyKind("{NS:u:*}:wait", "zset", "RESERVE, DEQUEUE, by entry"),

@@ -17,6 +17,7 @@ from convener.core.wire import json_text
 META_FIELDS: Final = (
     "owner", "epoch", "seq", "batch", "cursor", "position", "done", "base", "status", "nonce", "updated",
     "strikes", "struck", "strike_at", "user", "generation", "created", "metadata", "halted", "asks",
+    "archived", "archived_epoch", "manifest",
 )  # fmt: skip
 
 
@@ -46,6 +47,9 @@ def meta(values: Sequence[bytes | None] | None) -> Meta | None:
         strike_at=int(field["strike_at"] or 0),
         halted=int(field["halted"] or 0),
         asks=int(field["asks"] or 0),
+        archived=int(field["archived"] or 0),
+        archived_epoch=int(field["archived_epoch"] or 0),
+        manifest=field["manifest"].decode(),
     )
 
 

@@ -21,6 +21,7 @@ from convener.store.redis.heartbeat import HeartbeatLink
 from convener.store.redis.history import History, NewHistory, lines
 from convener.store.redis.keys import Keys
 from convener.store.redis.nodes import RedisMembership, RedisNodes
+from convener.store.redis.retention import RedisRetention
 from convener.store.redis.scripts import SCRIPTS
 from convener.store.redis.sentinel import Primary, UnderSentinels
 from convener.store.redis.subscriber import Subscriber, SubscriberStatistics
@@ -51,7 +52,7 @@ class Capabilities:
     waits: bool = False
 
 
-class RedisStore(RedisConversations, RedisTimers, RedisSlots, RedisMembership, RedisNodes, RedisIndex):
+class RedisStore(RedisConversations, RedisRetention, RedisTimers, RedisSlots, RedisMembership, RedisNodes, RedisIndex):
     """A `Store` in Redis (7.0 or later) or Valkey.
 
     Args:

@@ -28,7 +28,7 @@ if rebuilt then
   head = {owner = ARGV[4], epoch = ARGV[5], seq = text(tip_seq), batch = '', cursor = text(cursor),
     position = text(last), done = '0', base = '0', status = 'running', nonce = '', updated = ts,
     strikes = '0', struck = '0', strike_at = '0', user = ARGV[8], generation = ARGV[9], created = ts, metadata = '{}',
-    halted = '0', asks = text(redis.call('HLEN', KEYS[5]))}
+    halted = '0', asks = text(redis.call('HLEN', KEYS[5])), archived = '0', archived_epoch = '0', manifest = ''}
 end
 if head.owner == ARGV[2] and head.nonce == ARGV[3] then return {'OK', listed(head), inbox} end
 if head.owner ~= ARGV[4] or head.epoch ~= ARGV[5] then return {'CONFLICT', listed(head)} end

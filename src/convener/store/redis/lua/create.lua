@@ -11,6 +11,6 @@ local ts = text(now)
 head = {owner = '', epoch = '0', seq = '0', batch = '', cursor = '0', position = '0', done = '0', base = '0',
   status = 'running', nonce = '', updated = ts, strikes = '0', struck = '0', strike_at = '0', user = ARGV[1],
   generation = ARGV[3], created = ts, metadata = ARGV[2],
-  halted = '0', asks = '0'}
+  halted = '0', asks = '0', archived = '0', archived_epoch = '0', manifest = ''}
 write_head(head)
 return {1, listed(head)}

@@ -2,10 +2,11 @@
 -- READ: a page of the log after a place, with generation and tip.
 -- KEYS 1 meta  2 log
 -- ARGV 1 generation ('' for a bare number)  2 epoch  3 seq  4 limit
--- ->   {generation, tip epoch, tip seq, 1 if resync else 0, entries} | nil
+-- ->   {generation, tip epoch, tip seq, 1 if resync else 0, entries, first seq here, archived, manifest} | nil
 -- @include now
 -- @include tip
-local generation = redis.call('HGET', KEYS[1], 'generation')
+local head = redis.call('HMGET', KEYS[1], 'generation', 'archived', 'manifest')
+local generation, archived = head[1], tonumber(head[2] or 0)
 if not generation then return false end
 local tip_epoch, tip_seq = tip()
 local seq = tonumber(ARGV[3])
@@ -13,6 +14,12 @@ local seq = tonumber(ARGV[3])
 local function parsed(entry)
   local epoch, number = string.match(entry[1], '^(%d+)-(%d+)$')
   return tonumber(epoch), tonumber(number)
+end
+local held = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+local first = tip_seq + 1
+if held then first = select(2, parsed(held)) end
+local function page(resync, entries)
+  return {generation, tip_epoch, tip_seq, resync, entries, first, archived, head[3] or ''}
 end
 
 -- Id of the first entry with a seq above `seq`. Seqs are dense, but the epoch of each is not known: bisect for the
@@ -41,8 +48,8 @@ if ARGV[1] ~= '' then
     if #redis.call('XRANGE', KEYS[2], id, id) == 1 then from = '(' .. id else resync = 1 end
   end
 elseif seq >= tip_seq then
-  return {generation, tip_epoch, tip_seq, 0, {}}
-elseif seq > 0 then
+  return page(0, {})
+elseif seq >= first then
   from = located()
 end
-return {generation, tip_epoch, tip_seq, resync, redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', ARGV[4]) or {}}
+return page(resync, redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', ARGV[4]) or {})
