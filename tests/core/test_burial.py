@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from convener.core.lease import LeaseTerms
-from convener.core.membership import Member, Membership, bury, forget, join, leave, reap, renew
+from convener.core.membership import (
+    BURY_SLACK_MS,
+    Member,
+    Membership,
+    bury,
+    forget,
+    join,
+    leave,
+    reap,
+    renew,
+    supersede,
+)
 
 TTL_MS, RENEW_MS = 10_000, 500
 NODES: tuple[str, ...] = ("a", "b", "c", "d")
@@ -22,7 +33,7 @@ rates = st.sampled_from([0.95, 1.0, 1.05])
 nodes = st.sampled_from(NODES)
 ACTIONS = (
     *("wait", "wait", "wait", "beat", "beat", "beat", "beat", "send", "arrive", "arrive"),
-    *("bury", "bury", "bury", "reap", "reap", "leave", "forget"),
+    *("bury", "bury", "bury", "reap", "reap", "supersede", "supersede", "leave", "forget"),
 )
 """What happens, in about the right proportions."""
 
@@ -56,10 +67,13 @@ class Truth:
 
 
 class Burial(RuleBasedStateMachine):
-    @initialize(fast=st.booleans(), store_rate=rates, rates=st.tuples(rates, rates, rates, rates))
-    def begin(self, fast: bool, store_rate: float, rates: tuple[float, ...]) -> None:
+    @initialize(fast=st.booleans(), store_rate=rates, again=rates, rates=st.tuples(rates, rates, rates, rates))
+    def begin(self, fast: bool, store_rate: float, again: float, rates: tuple[float, ...]) -> None:
         self.terms = LeaseTerms(ttl=TTL_MS / 1000, renew=RENEW_MS / 1000, fast_burial=fast)
         self.store_rate = store_rate
+        # The clock of a process that was started again, and what it has seen of its former incarnation, and when.
+        self.again_rate = again
+        self.looked: dict[str, tuple[int, float]] = {}
         self.truth = Truth()
         self.state = Membership()
         self.lives = 0
@@ -155,6 +169,24 @@ class Burial(RuleBasedStateMachine):
             return
         name = self.nodes[data.draw(nodes)].name
         outcome, self.state = bury(self.state, name, 0, TTL_MS, self.now())
+        if outcome == "OK":
+            self.note({name})
+
+    def supersede(self, data: st.DataObject) -> None:
+        """Look at a former incarnation; if it was looked at long enough ago, bury it."""
+        name = self.nodes[data.draw(nodes)].name
+        member, clock = self.state.members.get(name), self.truth.ms * self.again_rate / 1000
+        if member is None:
+            return
+        seen = self.looked.get(name)
+        if seen is None:
+            self.looked[name] = (member.deadline, clock)
+            return
+        acting = (2 * RENEW_MS + BURY_SLACK_MS) / 1000 if self.terms.fast_burial else TTL_MS / 1000
+        if clock - seen[1] <= acting:
+            return
+        del self.looked[name]
+        outcome, self.state = supersede(self.state, name, f"{name.partition('~')[0]}~again", seen[0], self.now())
         if outcome == "OK":
             self.note({name})
 

@@ -7,15 +7,18 @@ from dataclasses import replace
 from convener.core.membership import (
     BURY_SLACK_MS,
     PULSE_LIMIT_MS,
+    Burial,
     Member,
     Membership,
     RenewReply,
     bury,
     forget,
+    inherit,
     join,
     leave,
     reap,
     renew,
+    supersede,
 )
 
 TTL, RENEW = 10_000, 500
@@ -221,3 +224,63 @@ def test_a_cluster_that_was_ended_and_is_started_again_owes_nobody_grace() -> No
     assert state.members == {}
     _, state = join(state, "a~2", Member(0, TTL, RENEW), T0 + 3_600_000)
     assert state.grace == 0
+
+
+def test_a_burial_says_why_by_whom_and_after_how_long() -> None:
+    state = beating(cluster("a~1", "b~1", "c~1", "d~1"), "a~1", "c~1", "d~1", now=T0 + STALE)
+    _, state = bury(state, "b~1", 0, TTL, T0 + STALE, "a~1")
+    later = T0 + STALE + TTL
+    state = beating(state, "a~1", "c~1", now=later)
+    _, state = reap(state, TTL, later, "c~1")
+    state = leave(state, "a~1", later + 5)
+    assert dict(state.burials) == {
+        "b~1": Burial("silent", "a~1", STALE),
+        "d~1": Burial("reaped", "c~1", TTL),
+        "a~1": Burial("left", "a~1", 5),
+    }
+    assert state.burials.keys() == state.dead.keys()
+
+
+def test_supersede_the_former_incarnation() -> None:
+    state = cluster("a~1", "a~2", "b~1")
+    seen = state.members["a~1"].deadline
+    # All are silent, nobody has renewed for long: only the former one's own renewals count.
+    state = replace(state, grace=T0 + 90_000)
+    outcome, after = supersede(state, "a~1", "a~2", seen, T0 + 60_000)
+    assert (outcome, set(after.members), after.version) == ("OK", {"a~2", "b~1"}, state.version + 1)
+    assert dict(after.dead) == {"a~1": T0 + 60_000}
+    assert after.burials["a~1"] == Burial("superseded", "a~2", 60_000)
+    assert supersede(after, "a~1", "a~2", seen, T0) == ("GONE", after)
+
+
+def test_who_renews_is_not_superseded() -> None:
+    state = cluster("a~1", "a~2")
+    seen = state.members["a~1"].deadline
+    state = beating(state, "a~1", now=T0 + 1)
+    assert supersede(state, "a~1", "a~2", seen, T0 + 60_000) == ("FRESH", state)
+    # The store's clock was set back meanwhile.
+    state = beating(state, "a~1", now=T0 - 1)
+    assert supersede(state, "a~1", "a~2", seen, T0 + 60_000) == ("FRESH", state)
+
+
+def test_nobody_supersedes_another_node_or_itself() -> None:
+    state = cluster("a~1", "b~1", "a~b~1")
+    seen = state.members["a~1"].deadline
+    for name, by in (("a~1", "b~1"), ("a~1", "a~1"), ("a~b~1", "a~1"), ("a~1", "a~b~1")):
+        assert supersede(state, name, by, seen, T0 + 60_000) == ("OTHER", state)
+
+
+def test_inherit_buries_everybody() -> None:
+    state = leave(cluster("a~1", "b~1"), "b~1", T0 + 1)
+    after = inherit(state, T0 + 5)
+    assert (dict(after.members), dict(after.dead)) == ({}, {"a~1": T0 + 5, "b~1": T0 + 1})
+    assert dict(after.burials) == {"a~1": Burial("superseded"), "b~1": Burial("left", "b~1", 1)}
+    assert inherit(after, T0 + 9) == after
+
+
+def test_forget_what_old_nodes_have_left_of_burials() -> None:
+    state = leave(leave(cluster("a~1", "b~1", "c~1"), "a~1", T0), "b~1", T0)
+    old = {name: at for name, at in state.dead.items() if name != "a~1"}
+    state = leave(replace(state, dead=old), "c~1", T0)
+    assert state.burials.keys() == {"a~1", "b~1", "c~1"}
+    assert forget(state, "b~1", 0, T0).burials.keys() == {"c~1"}

@@ -34,19 +34,44 @@ class Member:
         return now - self.last_renewal() > 2 * self.renew + BURY_SLACK_MS
 
 
+BurialKind = Literal["reaped", "silent", "left", "superseded"]
+"""Why a member was buried: its lease had passed; it was silent and its process gone; it said so itself; its node was
+started again.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Burial:
+    """How a member came to be buried, for people; nothing is decided by it, and old nodes do not write it.
+
+    Attributes:
+        by: incarnation of whoever buried it, "" if that is not known.
+        silent: ms since its last renewal.
+    """
+
+    kind: BurialKind
+    by: str = ""
+    silent: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The members, the buried with the time of burial, and the version that changes with either."""
+    """The members, the buried with the time of burial, and the version that changes with either.
+
+    `burials` says more of some of the buried, not of all.
+    """
 
     members: Mapping[str, Member] = field(default_factory=dict[str, Member])
     dead: Mapping[str, int] = field(default_factory=dict[str, int])
     version: int = 0
     pulse: int = 0
     grace: int = 0
+    burials: Mapping[str, Burial] = field(default_factory=dict[str, Burial])
 
 
 JoinOutcome = Literal["OK", "DEAD"]
 BuryOutcome = Literal["OK", "GONE", "GRACE", "FRESH", "ALIVE", "MANY"]
+SupersedeOutcome = Literal["OK", "GONE", "FRESH", "OTHER"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +118,24 @@ def renew(state: Membership, incarnation: str, info: str | None, now: int) -> tu
     return RenewReply("OK", state.version), state
 
 
-def _buried(state: Membership, names: tuple[str, ...], now: int) -> Membership:
+def _buried(state: Membership, names: tuple[str, ...], kind: BurialKind, by: str, now: int) -> Membership:
     members = {k: v for k, v in state.members.items() if k not in names}
     dead = {**state.dead, **dict.fromkeys(names, now)}
-    return replace(state, members=members, dead=dead, version=state.version + 1)
+    told = {name: Burial(kind, by, now - state.members[name].last_renewal()) for name in names}
+    return replace(state, members=members, dead=dead, version=state.version + 1, burials={**state.burials, **told})
 
 
-def reap(state: Membership, ttl: int, now: int) -> tuple[tuple[str, ...], Membership]:
-    """REAP: bury the members whose lease has passed. `ttl` is the caller's, for the grace period."""
+def reap(state: Membership, ttl: int, now: int, by: str = "") -> tuple[tuple[str, ...], Membership]:
+    """REAP: bury the members whose lease has passed. `ttl` is the caller's, for the grace period; `by` the caller."""
     state = _felt(state, ttl, now)
     if now < state.grace:
         return (), state
     names = tuple(name for name, member in state.members.items() if member.deadline <= now)
-    return names, _buried(state, names, now) if names else state
+    return names, _buried(state, names, "reaped", by, now) if names else state
 
 
 def bury(
-    state: Membership, incarnation: str, live_subscribers: int, ttl: int, now: int
+    state: Membership, incarnation: str, live_subscribers: int, ttl: int, now: int, by: str = ""
 ) -> tuple[BuryOutcome, Membership]:
     """BURY: the fast path for a killed process. Compares everything itself, in one step.
 
@@ -120,6 +146,7 @@ def bury(
             spare a node that is late; what keeps two nodes from acting is the clock rule (`core.lease`).
         ttl: the caller's, in ms, for the grace period.
         now: the store's clock in ms.
+        by: who buries it.
     """
     member = state.members.get(incarnation)
     if member is None:
@@ -134,14 +161,42 @@ def bury(
     stale = sum(m.is_stale(now) for m in state.members.values())
     if stale > max(1, len(state.members) // 3):
         return "MANY", state
-    return "OK", _buried(state, (incarnation,), now)
+    return "OK", _buried(state, (incarnation,), "silent", by, now)
+
+
+def supersede(
+    state: Membership, incarnation: str, by: str, deadline: int, now: int
+) -> tuple[SupersedeOutcome, Membership]:
+    """SUPERSEDE: a node that was started again buries its former incarnation.
+
+    The caller has seen `deadline`, and has waited since, by its own clock, for longer than a node may act after a
+    renewal. If no renewal has come meanwhile the former one does not act any more (I7), whatever the store's clock
+    does, whoever else is silent, and whether a connection of it is still open: so neither grace nor a subscriber
+    spares it. Two processes that share a name by mistake both renew, and never bury each other.
+    """
+    member = state.members.get(incarnation)
+    if member is None:
+        return "GONE", state
+    if by == incarnation or by.rpartition("~")[0] != incarnation.rpartition("~")[0]:
+        return "OTHER", state
+    if member.deadline != deadline:
+        return "FRESH", state
+    return "OK", _buried(state, (incarnation,), "superseded", by, now)
 
 
 def leave(state: Membership, incarnation: str, now: int) -> Membership:
     """LEAVE: a clean exit buries itself."""
     if incarnation in state.members:
-        return _buried(state, (incarnation,), now)
+        return _buried(state, (incarnation,), "left", incarnation, now)
     return state
+
+
+def inherit(state: Membership, now: int) -> Membership:
+    """Bury everybody, by the only process that can have the store: its lock shows that the former one is gone."""
+    names = tuple(state.members)
+    after = _buried(state, names, "superseded", "", now)
+    # Of them nothing but the names is known.
+    return replace(after, burials={**state.burials, **dict.fromkeys(names, Burial("superseded"))}) if names else state
 
 
 def forget(state: Membership, incarnation: str, kept_ms: int, now: int) -> Membership:
@@ -149,4 +204,6 @@ def forget(state: Membership, incarnation: str, kept_ms: int, now: int) -> Membe
     buried = state.dead.get(incarnation)
     if buried is None or now - buried < kept_ms:
         return state
-    return replace(state, dead={k: v for k, v in state.dead.items() if k != incarnation})
+    dead = {k: v for k, v in state.dead.items() if k != incarnation}
+    # Old nodes forget the one and not the other.
+    return replace(state, dead=dead, burials={k: v for k, v in state.burials.items() if k in dead})

@@ -144,6 +144,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         heartbeat.start()
         await node.lease.wait_valid(node.options.start_timeout)
         await self._members.refresh()
+        node.supervisor.spawn("supersede", self._members.supersede())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import structlog
 
-from convener.core.membership import DEAD_KEPT_MS, Member, Membership
+from convener.core.membership import BURY_SLACK_MS, DEAD_KEPT_MS, Member, Membership
 from convener.core.placement import successors
 from convener.errors import ConvenerError, OwnershipLost
-from convener.manager.clock import wall_ms
+from convener.ids import node_of
+from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeContext
 from convener.version import PROTOCOL, __version__
 
@@ -22,8 +24,15 @@ log = structlog.get_logger(__name__)
 LOOK_S: Final = 0.25
 REAP_S: Final = 1.0
 FORGET_S: Final = 600.0
+TWIN: Final = 4
+"""Renewals of a former incarnation after which it is taken for a process of its own."""
 SMALL: Final = 16
 """Up to so many nodes everybody's lease is read twice per renew interval; above, once."""
+
+
+def is_draining(member: Member) -> bool:
+    """Whether it has said that it leaves."""
+    return '"state":"draining"' in member.info
 
 
 class Members:
@@ -90,7 +99,7 @@ class Members:
 
     def live(self) -> list[str]:
         """Incarnations that are members and not draining."""
-        return [name for name, member in self.state.members.items() if '"state":"draining"' not in member.info]
+        return [name for name, member in self.state.members.items() if not is_draining(member)]
 
     async def reap_forever(self) -> None:
         """Bury whose lease has passed; every second with jitter, on every node."""
@@ -98,7 +107,9 @@ class Members:
             await asyncio.sleep(REAP_S * random.uniform(0.75, 1.25))
             try:
                 if self._node.lease.valid():
-                    reaped = await self._node.store.reap(round(self._node.options.lease_ttl * 1000))
+                    reaped = await self._node.store.reap(
+                        round(self._node.options.lease_ttl * 1000), self._node.incarnation
+                    )
                     if reaped:
                         await self.refresh()
             except ConvenerError as error:
@@ -129,13 +140,60 @@ class Members:
             and me in successors(name, state.members)
         }
         for name in now & self._suspects:
-            outcome = await self._node.store.bury(name, round(self._node.options.lease_ttl * 1000))
+            outcome = await self._node.store.bury(name, round(self._node.options.lease_ttl * 1000), me)
             if outcome == "OK":
                 log.info("buried a node whose process is gone", node=name)
                 await self.refresh()
         self._suspects = now
         if state.version != self.state.version:
             await self.refresh()
+
+    async def supersede(self) -> None:
+        """Bury the former incarnations of this node: it was started again, so their process is gone, or is frozen.
+
+        Until it is seen that they do not renew they may still act. One that does renew is another process under this
+        node's name: a mistake, unless it is about to leave. It is left alone, so that the two never fight.
+        """
+        me, seen = self._node.incarnation, dict[str, tuple[int, float]]()
+        former = {name for name in self.state.members if name != me and node_of(name) == node_of(me)}
+        renewed: Counter[str] = Counter()
+        while former and me == self._node.incarnation:
+            try:
+                state = await self._node.store.membership()
+                former &= set(state.members)
+                for name in sorted(former):
+                    member = state.members[name]
+                    if name not in seen or seen[name][0] != member.deadline:
+                        renewed[name] += name in seen
+                        seen[name] = (member.deadline, boottime())
+                    elif boottime() - seen[name][1] > self._acting(member) and self._node.lease.valid():
+                        await self._supersede(name, member.deadline)
+                former -= {name for name in former if self._is_twin(state.members[name], name, renewed[name])}
+            except ConvenerError as error:
+                # What was seen before says nothing of what happened meanwhile.
+                seen.clear()
+                log.info("cannot look at former incarnations", error=str(error))
+            await asyncio.sleep(LOOK_S)
+
+    def _acting(self, member: Member) -> float:
+        """Seconds after a renewal for which a member may act, and some."""
+        fast = self._node.options.fast_burial
+        return (2 * member.renew + BURY_SLACK_MS if fast else member.ttl) / 1000
+
+    async def _supersede(self, name: str, deadline: int) -> None:
+        if await self._node.store.supersede(name, self._node.incarnation, deadline) == "OK":
+            log.info("superseded the former incarnation", node=name)
+            await self.refresh()
+
+    def _is_twin(self, member: Member, name: str, renewals: int) -> bool:
+        if renewals < TWIN or is_draining(member):
+            return False
+        log.error(
+            "another process runs under this node's name; give each node a name of its own",
+            node=self._node.incarnation,
+            other=name,
+        )
+        return True
 
     async def forget_forever(self) -> None:
         """Burials go after a day, when nothing is left in their hash; a record that landed late is recovered."""

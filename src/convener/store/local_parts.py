@@ -10,7 +10,7 @@ from convener.core import admission, conversation, intents, membership
 from convener.core.admission import ReserveReply, Slot, Waiting
 from convener.core.cursor import Cursor
 from convener.core.directory import Record
-from convener.core.membership import BuryOutcome, Member, Membership, RenewReply
+from convener.core.membership import BuryOutcome, Member, Membership, RenewReply, SupersedeOutcome
 from convener.core.model import (
     REMEMBERED,
     AddAlarm,
@@ -383,17 +383,25 @@ class LocalMembership(Part):
     async def renew(self, incarnation: str, info: str | None = None) -> RenewReply:
         return await self.run(lambda t: renew(t, incarnation, info))
 
-    async def reap(self, ttl_ms: int) -> Sequence[str]:
+    async def reap(self, ttl_ms: int, by: str = "") -> Sequence[str]:
         def step(t: Tables) -> Sequence[str]:
-            names, state = membership.reap(t.membership(), ttl_ms, t.now)
+            names, state = membership.reap(t.membership(), ttl_ms, t.now, by)
             _put_membership(t, state)
             return names
 
         return await self.run(step)
 
-    async def bury(self, incarnation: str, ttl_ms: int) -> BuryOutcome:
+    async def bury(self, incarnation: str, ttl_ms: int, by: str = "") -> BuryOutcome:
         def step(t: Tables) -> BuryOutcome:
-            outcome, state = membership.bury(t.membership(), incarnation, t.live(incarnation), ttl_ms, t.now)
+            outcome, state = membership.bury(t.membership(), incarnation, t.live(incarnation), ttl_ms, t.now, by)
+            _put_membership(t, state)
+            return outcome
+
+        return await self.run(step)
+
+    async def supersede(self, incarnation: str, by: str, deadline: int) -> SupersedeOutcome:
+        def step(t: Tables) -> SupersedeOutcome:
+            outcome, state = membership.supersede(t.membership(), incarnation, by, deadline, t.now)
             _put_membership(t, state)
             return outcome
 

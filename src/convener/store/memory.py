@@ -403,6 +403,7 @@ def membership_keys(state: Membership) -> set[str]:
         "ver": state.version,
         "pulse": state.pulse,
         "grace": state.grace,
+        "why": state.burials,
     }
     return {f"m:{part}" for part, held in parts.items() if held}
 

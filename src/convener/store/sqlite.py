@@ -255,8 +255,7 @@ class SQLiteEngine:
         """Bury the members of the process that had the directory before: the lock proves that it is gone."""
 
         def step(t: Tables) -> None:
-            for name in t.membership().members:
-                t.set_membership(membership.leave(t.membership(), name, t.now))
+            t.set_membership(membership.inherit(t.membership(), t.now))
 
         job = _Job(step, Future())
         self._transact(db, tables, [job])

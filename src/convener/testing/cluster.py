@@ -144,14 +144,14 @@ class InProcessCluster:
                 await manager.__aexit__(None, None, None)
         await self._memory.close()
 
-    async def add(self) -> int:
-        """Start one more node; returns its number."""
+    async def add(self, name: str | None = None) -> int:
+        """Start one more node, under a name of its own or a given one; returns its number."""
         index = len(self.managers)
         manager = ClusteredConversationManager(
             config=SimpleNamespace(max_concurrent_conversations=self._limit),
             agent=self._agent,
             store=self._wrap(index, self._make_store()),
-            options=dataclasses.replace(self._options, name=f"node-{index}"),
+            options=dataclasses.replace(self._options, name=name or f"node-{index}"),
         )
         await manager.__aenter__()
         self.managers.append(manager)

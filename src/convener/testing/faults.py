@@ -18,7 +18,7 @@ from convener.store.base import Handler, Store
 FAULTY: Final = frozenset(
     {"create", "send", "unsend", "claim", "resolve", "append", "release", "disown", "stop", "resume", "erase"}
     | {"head", "heads", "read", "inbox", "seen", "state", "slots", "slot", "reserve", "unreserve", "enqueue"}
-    | {"dequeue", "waiting", "membership", "bury", "reap", "put_record", "record", "drop_record", "flush"}
+    | {"dequeue", "waiting", "membership", "bury", "supersede", "reap", "put_record", "record", "drop_record", "flush"}
     | {"node_records", "drop_node", "index", "touch", "unindex", "interrupt", "answer", "asks", "add_pieces", "pieces"}
     | {"set_alarm", "fire", "alarms", "drop_alarm", "set_timer", "clear_timer", "due_timers"}
 )

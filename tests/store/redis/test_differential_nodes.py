@@ -41,7 +41,10 @@ class Move:
 MOVES = st.builds(
     Move,
     name=st.sampled_from(
-        ["join", "join", "join", "renew", "late", "lapse", "silence", "reap", "bury", "bury", "leave", "forget", "live"]
+        (
+            *("join", "join", "join", "renew", "late", "lapse", "silence", "reap", "bury", "bury", "leave", "forget"),
+            *("live", "supersede", "supersede"),
+        )
     ),
     who=st.integers(0, len(NAMES) - 1),
     flag=st.booleans(),
@@ -114,15 +117,23 @@ class Members:
             self.model = replace(self.model, **{field_name: value - LONG})
 
     async def _reap(self, _name: str, _: Move) -> None:
-        reply = await self.store.reap(TTL)
-        expected, self.model = membership.reap(self.model, TTL, await self._now())
+        reply = await self.store.reap(TTL, "who~1")
+        expected, self.model = membership.reap(self.model, TTL, await self._now(), "who~1")
         assert sorted(reply) == sorted(expected)
 
     async def _bury(self, name: str, _: Move) -> None:
-        reply = await self.store.bury(name, TTL)
+        reply = await self.store.bury(name, TTL, "who~1")
         holders = int(name in self.live)
         now = await self._now()
-        expected, self.model = membership.bury(self.model, name, holders, TTL, now)
+        expected, self.model = membership.bury(self.model, name, holders, TTL, now, "who~1")
+        assert reply == expected
+
+    async def _supersede(self, name: str, move: Move) -> None:
+        member = self.model.members.get(name)
+        deadline = 0 if member is None else member.deadline + (not move.flag)
+        by = f"{name.rpartition('~')[0]}~again"
+        reply = await self.store.supersede(name, by, deadline)
+        expected, self.model = membership.supersede(self.model, name, by, deadline, await self._now())
         assert reply == expected
 
     async def _leave(self, name: str, _: Move) -> None:

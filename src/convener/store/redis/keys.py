@@ -42,14 +42,15 @@ class Keys:
         # -- {NS:m}: the membership. Written by the scripts of membership; `tests` and operators may delete
         # the whole group when no node runs.
         m = f"{{{namespace}:m}}"
-        self.lease = f"{m}:lease"  # zset, incarnation -> deadline in ms. REAP, BURY, LEAVE remove a member.
+        self.lease = f"{m}:lease"  # zset, incarnation -> deadline in ms. REAP, BURY, SUPERSEDE, LEAVE remove a member.
         self.dead = f"{m}:dead"  # zset, incarnation -> time of burial. FORGET removes, 24 h later.
         self.info = f"{m}:info"  # hash, incarnation -> `ttl|renew|JSON`. Removed with the lease.
         self.version = f"{m}:ver"  # int. Never deleted: it must not go back.
         self.pulse = f"{m}:pulse"  # int, ms. Never deleted: one number.
         self.grace = f"{m}:grace"  # int, ms. Never deleted: one number.
+        self.why = f"{m}:why"  # hash, buried incarnation -> `kind|by|ms of silence`. FORGET removes.
         self.sync = f"{m}:sync"  # channel: changes of state and membership.
-        self.membership = (self.lease, self.dead, self.info, self.version, self.pulse, self.grace)
+        self.membership = (self.lease, self.dead, self.info, self.version, self.pulse, self.grace, self.why)
         self._live = f"{m}:live:"
         self._conversation = f"{{{namespace}:c:"
         self._user = f"{{{namespace}:u:"
@@ -159,12 +160,13 @@ class KeyKind:
 
 
 KINDS: Final = (
-    KeyKind("{NS:m}:lease", "zset", "REAP, BURY, LEAVE, by entry"),
+    KeyKind("{NS:m}:lease", "zset", "REAP, BURY, SUPERSEDE, LEAVE, by entry"),
     KeyKind("{NS:m}:dead", "zset", "FORGET, by entry"),
-    KeyKind("{NS:m}:info", "hash", "REAP, BURY, LEAVE, by entry"),
+    KeyKind("{NS:m}:info", "hash", "REAP, BURY, SUPERSEDE, LEAVE, by entry"),
     KeyKind("{NS:m}:ver", "string", "nobody"),
     KeyKind("{NS:m}:pulse", "string", "nobody"),
     KeyKind("{NS:m}:grace", "string", "nobody"),
+    KeyKind("{NS:m}:why", "hash", "FORGET, by entry"),
     KeyKind("{NS:c:*}:meta", "hash", "ERASE, EXPIRE"),
     KeyKind("{NS:c:*}:log", "stream", "ARCHIVED, by entry; ERASE, EXPIRE"),
     KeyKind("{NS:c:*}:in", "stream", "APPEND, STOP, by entry; ERASE, EXPIRE"),

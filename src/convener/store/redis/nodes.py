@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from convener.core.directory import Record
-from convener.core.membership import BuryOutcome, Member, Membership, RenewReply
+from convener.core.membership import BuryOutcome, Member, Membership, RenewReply, SupersedeOutcome
 from convener.store.redis import replies
 from convener.store.redis.keys import VERSION_FIELD
 from convener.store.redis.part import CHUNK, Part
@@ -35,17 +35,23 @@ class RedisMembership(Part):
         )
         return replies.renew_reply(reply)
 
-    async def reap(self, ttl_ms: int) -> Sequence[str]:
+    async def reap(self, ttl_ms: int, by: str = "") -> Sequence[str]:
         """REAP."""
-        names = await self.topology.call(SCRIPTS["reap"], self.keys.membership, self.keys.sync, ttl_ms)
+        names = await self.topology.call(SCRIPTS["reap"], self.keys.membership, self.keys.sync, ttl_ms, by)
         return tuple(name.decode() for name in names)
 
-    async def bury(self, incarnation: str, ttl_ms: int) -> BuryOutcome:
+    async def bury(self, incarnation: str, ttl_ms: int, by: str = "") -> BuryOutcome:
         """BURY."""
         k = self.keys
         reply = await self.topology.call(
-            SCRIPTS["bury"], k.membership, k.sync, incarnation, k.live(incarnation), ttl_ms
+            SCRIPTS["bury"], k.membership, k.sync, incarnation, k.live(incarnation), ttl_ms, by
         )
+        return reply.decode()
+
+    async def supersede(self, incarnation: str, by: str, deadline: int) -> SupersedeOutcome:
+        """SUPERSEDE."""
+        keys, sync = self.keys.membership, self.keys.sync
+        reply = await self.topology.call(SCRIPTS["supersede"], keys, sync, incarnation, by, deadline)
         return reply.decode()
 
     async def leave(self, incarnation: str) -> None:
@@ -54,7 +60,7 @@ class RedisMembership(Part):
 
     async def forget(self, incarnation: str, kept_ms: int) -> None:
         """FORGET."""
-        await self.topology.call(SCRIPTS["forget"], (self.keys.dead,), incarnation, kept_ms)
+        await self.topology.call(SCRIPTS["forget"], (self.keys.dead, self.keys.why), incarnation, kept_ms)
 
     async def membership(self) -> Membership:
         """MEMBERS."""

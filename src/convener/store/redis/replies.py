@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 from convener.core.admission import Waiting
 from convener.core.directory import Record
-from convener.core.membership import Member, Membership, RenewReply
+from convener.core.membership import Burial, Member, Membership, RenewReply
 from convener.core.model import InboxEntry, LogEntry, Meta, SendReply
 from convener.core.wire import json_text
 
@@ -107,14 +107,18 @@ def waiting(member: bytes, score: bytes) -> Waiting:
 
 def membership(reply: Sequence[Any]) -> Membership:
     """The reply of MEMBERS."""
-    lease, info, dead, version, pulse, grace = reply
+    lease, info, dead, version, pulse, grace, why = reply
     rows = dict(zip(info[::2], info[1::2], strict=True))
     members: dict[str, Member] = {}
     for name, deadline in zip(lease[::2], lease[1::2], strict=True):
         ttl, renew, text = rows.get(name, b"0|0|{}").decode().split("|", 2)
         members[name.decode()] = Member(int(float(deadline)), int(ttl), int(renew), text)
     buried = {n.decode(): int(float(at)) for n, at in zip(dead[::2], dead[1::2], strict=True)}
-    return Membership(members, buried, int(version), int(pulse), int(grace))
+    burials: dict[str, Burial] = {}
+    for name, row in zip(why[::2], why[1::2], strict=True):
+        kind, by, silent = row.decode().split("|")
+        burials[name.decode()] = Burial(kind, by, int(silent))
+    return Membership(members, buried, int(version), int(pulse), int(grace), burials)
 
 
 def record_text(record: Record) -> str:

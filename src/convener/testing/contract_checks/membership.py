@@ -193,3 +193,65 @@ async def check_the_link_renews_from_its_own_thread(h: Harness) -> None:
             raise AssertionError("a channel that is not held was found")
     finally:
         await asyncio.to_thread(link.close)
+
+
+async def check_a_burial_is_explained(h: Harness) -> None:
+    """Why, by whom, after how long a silence; until it is forgotten."""
+    s = await h.connect()
+    for name, ttl in (("a~1", 60_000), ("b~1", 60_000), ("c~1", 100), ("d~1", 60_000)):
+        await s.join(name, Member(0, ttl, 20 if name == "b~1" else 500))
+
+    async def lapsed() -> Sequence[str]:
+        await s.renew("a~1")
+        return await s.reap(60_000, "a~1")
+
+    await until(lapsed, bool, "the lease has lapsed")
+    await until(lambda: bury_by(s, "b~1", "a~1"), lambda o: o == "OK", "the silent one is buried")
+    await s.leave("d~1")
+    told = (await s.membership()).burials
+    assert [(told[n].kind, told[n].by) for n in ("b~1", "c~1", "d~1")] == [
+        ("silent", "a~1"),
+        ("reaped", "a~1"),
+        ("left", "d~1"),
+    ]
+    assert told["b~1"].silent > 2 * 20 + 250
+    assert told["c~1"].silent >= 100
+    await s.forget("b~1", 60_000)
+    assert "b~1" in (await s.membership()).burials
+    await s.forget("b~1", 0)
+    assert set((await s.membership()).burials) == {"c~1", "d~1"}
+
+
+async def bury_by(s: Store, name: str, by: str) -> str:
+    """BURY by somebody who is alive."""
+    await s.renew(by)
+    return await s.bury(name, 60_000, by)
+
+
+async def check_a_former_incarnation_is_superseded(h: Harness) -> None:
+    """If it has not renewed since it was looked at; whoever else is silent, and whatever of it is still connected."""
+    s = await h.connect()
+    link = s.heartbeat_link()
+    try:
+        for name in ("a~1", "a~2", "b~1"):
+            await s.join(name, LONG)
+        await asyncio.to_thread(link.hold_live, "a~1")
+        deadline = (await s.membership()).members["a~1"].deadline
+
+        async def renewed() -> int:
+            await s.renew("a~1")
+            return (await s.membership()).members["a~1"].deadline
+
+        seen = await until(renewed, lambda now: now != deadline, "it has renewed")
+        assert await s.supersede("a~1", "a~2", deadline) == "FRESH"
+        assert await s.supersede("a~1", "b~1", seen) == "OTHER"
+        assert await s.supersede("a~1", "a~1", seen) == "OTHER"
+        assert await s.supersede("a~0", "a~1", seen) == "GONE"
+        version = (await s.membership()).version
+        assert await s.supersede("a~1", "a~2", seen) == "OK"
+        state = await s.membership()
+        assert (set(state.members), state.version) == ({"a~2", "b~1"}, version + 1)
+        assert (state.burials["a~1"].kind, state.burials["a~1"].by) == ("superseded", "a~2")
+        assert (await s.renew("a~1")).outcome == "DEAD"
+    finally:
+        await asyncio.to_thread(link.close)

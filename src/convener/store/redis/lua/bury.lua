@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- BURY: the fast path for a killed process; compares everything itself (core.membership.bury).
--- KEYS 1 lease  2 dead  3 info  4 ver  5 pulse  6 grace
--- ARGV 1 sync channel  2 incarnation  3 its live channel  4 the caller's ttl (ms)
+-- KEYS 1 lease  2 dead  3 info  4 ver  5 pulse  6 grace  7 why
+-- ARGV 1 sync channel  2 incarnation  3 its live channel  4 the caller's ttl (ms)  5 the caller
 -- ->   'OK' | 'GONE' | 'GRACE' | 'FRESH' | 'ALIVE' | 'MANY'
 -- @include now
 -- @include membership
@@ -22,5 +22,5 @@ for i = 1, #members, 2 do
   if is_stale(members[i], tonumber(members[i + 1])) then stale = stale + 1 end
 end
 if stale > math.max(1, math.floor(#members / 2 / 3)) then return 'MANY' end
-bury(ARGV[1], {ARGV[2]})
+bury(ARGV[1], {ARGV[2]}, 'silent', ARGV[5])
 return 'OK'

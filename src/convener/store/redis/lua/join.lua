@@ -1,6 +1,6 @@
 #!lua
 -- JOIN: become a member; the only step that makes one (core.membership.join).
--- KEYS 1 lease  2 dead  3 info  4 ver  5 pulse  6 grace
+-- KEYS 1 lease  2 dead  3 info  4 ver  5 pulse  6 grace  7 why
 -- ARGV 1 sync channel  2 incarnation  3 ttl (ms)  4 renew interval (ms)  5 info (JSON)
 -- ->   {'OK'|'DEAD', version}
 -- @include now

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- RENEW: extend the lease; never makes a member (core.membership.renew).
--- KEYS 1 lease  2 dead  3 info  4 ver  5 pulse  6 grace
+-- KEYS 1 lease  2 dead  3 info  4 ver  5 pulse  6 grace  7 why
 -- ARGV 1 incarnation  2 '1' if 3 is new information  3 info (JSON)  4 sync channel
 -- ->   {'OK'|'DEAD', version}
 -- @include now
