@@ -37,12 +37,16 @@ def _no_settings_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _forget_settings()
 
 
-# Real clusters of processes want the machine for themselves: one worker of xdist runs them one after another, while
-# the others run everything else (`--dist loadgroup`).
-PROCESSES = ("tests/cluster/", "tests/cli/", "tests/docs/", "tests/examples/")
+# Clusters of processes mostly wait, but many at once would only show what a machine without time does: two workers of
+# xdist run them, each one after another, while the others run everything else (`--dist loadgroup`).
+CLUSTERS = "tests/cluster/"
+COMMANDS = ("tests/cli/", "tests/docs/", "tests/examples/", "tests/cluster/test_up.py")
+"""Together because of those that want the ports that the documentation names."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.startswith(PROCESSES):
-            item.add_marker(pytest.mark.xdist_group("processes"))
+        if item.nodeid.startswith(COMMANDS):
+            item.add_marker(pytest.mark.xdist_group("commands"))
+        elif item.nodeid.startswith(CLUSTERS):
+            item.add_marker(pytest.mark.xdist_group("clusters"))
