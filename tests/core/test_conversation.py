@@ -271,6 +271,15 @@ def test_claim_compares_owner_and_epoch() -> None:
     assert len(world.log) == 1
 
 
+def test_a_late_claim_does_not_take_the_conversation_that_was_made_under_the_same_id() -> None:
+    world = World()
+    late = ClaimRequest("a~1", "n", "", 0, "start", generation="of the one that was deleted")
+    reply, effects = conversation.claim(world.read(), late, 1_000)
+    assert (reply, effects) == (ClaimReply("CONFLICT", world.head), ())
+    assert world.claim("a~1", generation=world.head.generation).outcome == "OK"
+    assert world.claim("a~1", "again", generation="").outcome == "OK"
+
+
 def test_claim_again_is_the_same_claim() -> None:
     world = World()
     first = world.claim("a~1", "n1")

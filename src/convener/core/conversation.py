@@ -157,6 +157,9 @@ def claim(state: Conversation, request: ClaimRequest, now: int) -> tuple[ClaimRe
         return ClaimReply("OK", meta, state.inbox), ()
     if meta.owner != request.owner or meta.epoch != request.epoch:
         return ClaimReply("CONFLICT", meta), ()
+    # A conversation that was deleted and made anew under the same id has owner and epoch of the first one's beginning.
+    if request.generation and meta.generation != request.generation:
+        return ClaimReply("CONFLICT", meta), ()
     if meta.status != "running":
         return ClaimReply("CLOSED", meta), ()
     epoch, seq = next_epoch(meta, state.tip, now, request.floor), meta.seq + 1

@@ -290,6 +290,7 @@ class ClaimRequest:
         owner, epoch: what the head must have now.
         floor: an epoch that the new one must exceed.
         acted: the open turn did something besides waiting for a person, as far as its former node has said.
+        generation: of the log, which must be that one; "" does not compare.
         user, generation: the log's, if the head is gone and has to be rebuilt.
     """
 

@@ -225,6 +225,18 @@ async def check_of_many_claims_one_wins(h: Harness) -> None:
     assert (await head(stores[0])).seq == 1
 
 
+async def check_a_late_claim_finds_another_conversation(h: Harness) -> None:
+    """Deleted and made again, it has the owner and the epoch that it had at first, but another log."""
+    s = await h.connect()
+    before = await made(s)
+    assert await s.erase("c") == "OK"
+    after = (await s.create("c", "u", "{}", "another")).meta
+    assert (after.owner, after.epoch) == (before.owner, before.epoch)
+    late = await claim(s, "a~1", epoch=0, generation=before.generation)
+    assert (late.outcome, late.meta) == ("CONFLICT", after)
+    assert (await claim(s, "a~1", epoch=0, generation=after.generation)).outcome == "OK"
+
+
 async def check_takeovers_count_strikes(h: Harness) -> None:
     """Of one open turn."""
     s = await h.connect()

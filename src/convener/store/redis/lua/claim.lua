@@ -32,6 +32,7 @@ if rebuilt then
 end
 if head.owner == ARGV[2] and head.nonce == ARGV[3] then return {'OK', listed(head), inbox} end
 if head.owner ~= ARGV[4] or head.epoch ~= ARGV[5] then return {'CONFLICT', listed(head)} end
+if ARGV[9] ~= '' and head.generation ~= ARGV[9] then return {'CONFLICT', listed(head)} end
 if head.status ~= 'running' then return {'CLOSED', listed(head)} end
 
 local epoch = text(next_epoch(tonumber(head.epoch), tip_epoch, tonumber(ARGV[7])))
