@@ -182,7 +182,7 @@ class Pair:
             op.reason,  # type: ignore[arg-type]
             floor=meta.epoch + 10**9 if op.flag else 0,
             user="u",
-            generation="rebuilt",
+            generation="another" if op.which == 2 else meta.generation or "rebuilt",
             acted=op.off_seq != 0,
         )
         reply = await self.store.claim(self.cid, request)
