@@ -25,6 +25,7 @@ ROUTES = {
     "/api/nodes": {"get"},
     "/api/nodes/{name}/drain": {"post"},
     "/api/kick": {"post"},
+    "/api/tickets": {"post"},
     "/api/audit": {"get"},
     "/livez": {"get"},
     "/healthz": {"get"},

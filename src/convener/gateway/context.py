@@ -56,7 +56,7 @@ def get_context(request: Request) -> GatewayContext:
 Context = Annotated[GatewayContext, Depends(get_context)]
 
 # For OpenAPI alone: the header is read below, where a missing one may be fine.
-_bearer = HTTPBearer(auto_error=False, description="Not needed with auth=none.")
+bearer = HTTPBearer(auto_error=False, description="Not needed with auth=none.")
 
 
 def origin_allowed(settings: Settings, origin: str | None, scheme: str, host: str) -> bool:
@@ -68,7 +68,7 @@ def origin_allowed(settings: Settings, origin: str | None, scheme: str, host: st
     return parts.netloc.lower() == host.lower() and parts.scheme in (scheme, "https")
 
 
-async def get_caller(request: Request, context: Context, _: Annotated[object, Depends(_bearer)]) -> Identity:
+async def get_caller(request: Request, context: Context, _: Annotated[object, Depends(bearer)]) -> Identity:
     """Who sent the request. Raises as `Authenticator.identify`."""
     if not context.running:
         raise OwnerUnavailable("this node is not running (any more)", retry_after=1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
 from convener.core.cursor import Cursor, at, parse
@@ -12,13 +12,13 @@ from convener.core.model import Page
 from convener.core.view import START, Place
 from convener.errors import InvalidRequest, NotAuthorized, NotFound, OwnerUnavailable, StoreUnavailable
 from convener.gateway import schemas
-from convener.gateway.access import bearer_token
 from convener.gateway.answers import Json
 from convener.gateway.context import Caller, Context
 from convener.gateway.conversations import ConversationId
 from convener.gateway.problems import documented
 from convener.gateway.sse import open_stream
 from convener.gateway.strictroute import StrictRoute
+from convener.gateway.tickets import TicketCaller
 from convener.manager.views import decode
 
 router = APIRouter(
@@ -96,9 +96,8 @@ def _unmoved(start: Cursor, page: Page) -> str:
 
 @router.get("/stream", responses=_STREAM | documented(NotFound, OwnerUnavailable))
 async def stream(
-    request: Request,
     context: Context,
-    caller: Caller,
+    caller: TicketCaller,
     conversation_id: ConversationId,
     after: Annotated[str | None, Query(description="Cursor or sequence number; default: everything.")] = None,
     tail: Annotated[int | None, Query(ge=0, lt=10**15, description="Only the last N entries.")] = None,
@@ -107,14 +106,13 @@ async def stream(
     ] = None,
 ) -> Response:
     """Follow the log: a replay from `after`, then `joined`, then everything as it happens."""
-    info = await context.access.reach(caller, conversation_id, "read")
+    info = await context.access.reach(caller.identity, conversation_id, "read")
     place = parse_cursor(last_event_id, "Last-Event-ID") or parse_cursor(after, "after")
-    headers = dict(request.headers)
     return await open_stream(
         context,
-        caller,
-        bearer_token(headers),
-        headers,
+        caller.identity,
+        caller.token,
+        caller.headers,
         conversation_id,
         user_id=info.user_id or None,
         after=place,

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
-from convener.gateway import conversations, events, operate, problems, schemas
+from convener.gateway import conversations, events, operate, problems, schemas, tickets
 from convener.gateway.context import GatewayContext
 from convener.version import __version__
 
@@ -34,6 +34,7 @@ def make_api(context: GatewayContext) -> FastAPI:
     problems.install(app, context.metrics.malformed.labels(where="http").inc)
     app.include_router(conversations.router)
     app.include_router(events.router)
+    app.include_router(tickets.router)
     app.include_router(operate.cluster)
     app.include_router(operate.health)
     origins = context.settings.cors_origins

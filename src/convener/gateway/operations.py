@@ -49,6 +49,14 @@ class Operations(Protocol):
         """How this node's connections are checked."""
         ...
 
+    async def keep_ticket(self, name: str, sealed: bytes, ttl: int) -> None:
+        """Keep some bytes under a new name for `ttl` ms, for whatever node is asked for them. Raises `StoreFull`."""
+        ...
+
+    async def take_ticket(self, name: str) -> bytes | None:
+        """What was kept, once; None if it was taken, is too old or never was."""
+        ...
+
     def hurry(self) -> None:
         """End a drain at once; what is left is recovered by other nodes, as after a crash."""
         ...

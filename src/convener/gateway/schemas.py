@@ -225,6 +225,13 @@ class Kicked(BaseModel):
     closed: int
 
 
+class Ticket(BaseModel):
+    """What stands for the caller's token in one address; `expires_in` seconds."""
+
+    ticket: str
+    expires_in: int
+
+
 class CallResult(BaseModel):
     """What the method returned."""
 

@@ -57,6 +57,14 @@ class Operating(ConversationManager):
         """See `Operations`."""
         self._recheck = recheck
 
+    async def keep_ticket(self, name: str, sealed: bytes, ttl: int) -> None:
+        """See `Operations`."""
+        await self.engine.node.store.keep_ticket(name, sealed, ttl)
+
+    async def take_ticket(self, name: str) -> bytes | None:
+        """See `Operations`."""
+        return await self.engine.node.store.take_ticket(name)
+
     def hurry(self) -> None:
         """See `Operations`."""
         self._drain.hurry()

@@ -329,6 +329,22 @@ class HeartbeatLink(Protocol):
     def close(self) -> None: ...
 
 
+class TicketStore(Protocol):
+    """Small secrets that any node may fetch once, soon."""
+
+    async def keep_ticket(self, name: str, sealed: bytes, ttl: int) -> None:
+        """Keep some bytes under a name that is new, for `ttl` ms.
+
+        Raises:
+            StoreFull: there are too many.
+        """
+        ...
+
+    async def take_ticket(self, name: str) -> bytes | None:
+        """What was kept under a name, for the first caller and in time; None for all others."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
     """What the store says of itself; None is unknown (managed stores hide things)."""
@@ -340,7 +356,16 @@ class StoreInfo:
 
 
 class Store(
-    ConversationStore, RetentionStore, TimerStore, SlotStore, MembershipStore, NodeStore, IndexStore, Bus, Protocol
+    ConversationStore,
+    RetentionStore,
+    TimerStore,
+    SlotStore,
+    MembershipStore,
+    NodeStore,
+    IndexStore,
+    TicketStore,
+    Bus,
+    Protocol,
 ):
     """Everything above behind one object."""
 

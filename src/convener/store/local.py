@@ -13,6 +13,7 @@ from typing import Self
 from convener.core.membership import RenewReply
 from convener.errors import StoreUnavailable
 from convener.store.base import StoreInfo
+from convener.store.clock import boottime_ns
 from convener.store.local_parts import (
     LocalConversations,
     LocalIndex,
@@ -25,6 +26,7 @@ from convener.store.local_parts import (
 from convener.store.local_retention import LocalRetention
 from convener.store.localbus import LocalBus
 from convener.store.tables import Engine, channel_name
+from convener.store.tickets import LocalTickets
 
 
 class LocalLink:
@@ -73,6 +75,7 @@ class LocalStore(LocalConversations, LocalRetention, LocalTimers, LocalSlots, Lo
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._tickets = LocalTickets(boottime_ns)
         self._bus: LocalBus = engine.connect()
         self._open = False
 
@@ -92,7 +95,14 @@ class LocalStore(LocalConversations, LocalRetention, LocalTimers, LocalSlots, Lo
         """Another store over the same data with a bus connection of its own: what another node would have."""
         other = object.__new__(type(self))
         LocalStore.__init__(other, self._engine)
+        other._tickets = self._tickets
         return other
+
+    async def keep_ticket(self, name: str, sealed: bytes, ttl: int) -> None:
+        await self._tickets.keep(name, sealed, ttl)
+
+    async def take_ticket(self, name: str) -> bytes | None:
+        return await self._tickets.take(name)
 
     def heartbeat_link(self, timeout: float = 0.4) -> LocalLink:
         """A way to the store for the heartbeat thread."""
@@ -127,4 +137,4 @@ class LocalStore(LocalConversations, LocalRetention, LocalTimers, LocalSlots, Lo
 
     async def keys(self) -> set[str]:
         """Names of all keys that hold anything; not part of `Store`, for leak checks."""
-        return await self.run(lambda t: t.keys())
+        return await self.run(lambda t: t.keys()) | {f"k:{name}" for name in self._tickets.names()}

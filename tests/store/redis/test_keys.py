@@ -20,6 +20,7 @@ def _all_keys(keys: Keys) -> list[str]:
         keys.asks("c"),
         keys.alarms("c"),
         keys.due(15),
+        keys.ticket("t"),
         keys.slots("u"),
         keys.wait("u"),
         keys.conversations("u"),
@@ -37,7 +38,7 @@ def test_every_key_is_of_a_known_kind_and_every_kind_is_used() -> None:
 
 def test_names_are_those_of_the_protocol() -> None:
     keys = Keys("NS")
-    assert keys.membership == tuple(f"{{NS:m}}:{n}" for n in ("lease", "dead", "info", "ver", "pulse", "grace"))
+    assert keys.membership == tuple(f"{{NS:m}}:{n}" for n in ("lease", "dead", "info", "ver", "pulse", "grace", "why"))
     assert (keys.meta("C"), keys.inbox("C"), keys.channel("C")) == ("{NS:c:C}:meta", "{NS:c:C}:in", "{NS:c:C}")
     assert (keys.tail("C"), keys.asks("C")) == ("{NS:c:C}:tail", "{NS:c:C}:asks")
     assert (keys.alarms("C"), keys.due(7)) == ("{NS:c:C}:alarms", "{NS:t:7}:due")

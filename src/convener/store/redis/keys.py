@@ -57,6 +57,7 @@ class Keys:
         self._node = f"{{{namespace}:n:"
         self._index = f"{{{namespace}:i:"
         self._timers = f"{{{namespace}:t:"
+        self._ticket = f"{{{namespace}:k:"
 
     def live(self, incarnation: str) -> str:
         """Channel: nobody publishes; that somebody subscribes shows that the process lives."""
@@ -110,6 +111,12 @@ class Keys:
     def due(self, shard: int) -> str:
         """Zset, `cid|timer` by time due in ms. Entries removed by whoever has done what was due."""
         return f"{self._timers}{shard}}}:due"
+
+    # -- {NS:k:T}: one ticket.
+
+    def ticket(self, name: str) -> str:
+        """String: what a ticket stands for, sealed. Removed when used, and expires: it says who owns nothing."""
+        return f"{self._ticket}{name}}}"
 
     # -- {NS:u:U}: one user.
 
@@ -175,6 +182,7 @@ KINDS: Final = (
     KeyKind("{NS:c:*}:tail", "stream", "APPEND, STOP, ERASE, EXPIRE"),
     KeyKind("{NS:c:*}:asks", "hash", "ANSWER, by entry; APPEND, STOP, ERASE, EXPIRE"),
     KeyKind("{NS:c:*}:alarms", "hash", "FIRE, by entry; ERASE, EXPIRE"),
+    KeyKind("{NS:k:*}", "string", "whoever uses the ticket; else it expires"),
     KeyKind("{NS:t:*}:due", "zset", "whoever has done what was due, by entry"),
     KeyKind("{NS:u:*}:slots", "hash", "UNRESERVE, by entry"),
     KeyKind("{NS:u:*}:wait", "zset", "RESERVE, DEQUEUE, by entry"),

@@ -25,6 +25,7 @@ from convener.store.redis.retention import RedisRetention
 from convener.store.redis.scripts import SCRIPTS
 from convener.store.redis.sentinel import Primary, UnderSentinels
 from convener.store.redis.subscriber import Subscriber, SubscriberStatistics
+from convener.store.redis.tickets import RedisTickets
 from convener.store.redis.timers import RedisTimers
 from convener.store.redis.topology import Single, Topology, find_name
 from convener.store.redis.users import RedisIndex, RedisSlots
@@ -52,7 +53,16 @@ class Capabilities:
     waits: bool = False
 
 
-class RedisStore(RedisConversations, RedisRetention, RedisTimers, RedisSlots, RedisMembership, RedisNodes, RedisIndex):
+class RedisStore(
+    RedisConversations,
+    RedisRetention,
+    RedisTimers,
+    RedisSlots,
+    RedisMembership,
+    RedisNodes,
+    RedisIndex,
+    RedisTickets,
+):
     """A `Store` in Redis (7.0 or later) or Valkey.
 
     Args:

@@ -155,3 +155,27 @@ async def check_the_list_of_all(h: Harness) -> None:
     for i, cid in enumerate(names):
         await s.unindex(f"u{i % 3}", cid)
     assert [cid for shard in range(64) for cid in await s.list_all(shard, "", 10)] == []
+
+
+# -- tickets ---------------------------------------------------------------------------------------------------
+
+
+async def check_a_ticket_is_taken_once(h: Harness) -> None:
+    """By whoever comes first, at any node."""
+    one, other = await h.connect(), await h.connect()
+    await one.keep_ticket("t1", b"\x00sealed\xff", 60_000)
+    await one.keep_ticket("t2", b"", 60_000)
+    taken = await asyncio.gather(*(store.take_ticket("t1") for store in (one, other) * 5))
+    assert sorted(taken, key=lambda found: found is None) == [b"\x00sealed\xff", *[None] * 9]
+    assert await other.take_ticket("t2") == b""
+    assert await other.take_ticket("never") is None
+    await one.keep_ticket("t1", b"again", 60_000)
+    assert await other.take_ticket("t1") == b"again"
+
+
+async def check_a_ticket_does_not_stay(h: Harness) -> None:
+    """Nobody has to delete it."""
+    s = await h.connect()
+    await s.keep_ticket("t1", b"x", 1)
+    await until(h.keys, lambda keys: not any(key.startswith("k:") for key in keys), "the ticket is gone")
+    assert await s.take_ticket("t1") is None
