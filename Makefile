@@ -19,7 +19,7 @@ help:
 	@echo "make format  put the code into its form"
 	@echo "make lock    choose new versions of all dependencies"
 	@echo "make bench   measure (not yet)"
-	@echo "make chaos   kill and restart nodes under load, for some minutes"
+	@echo "make chaos   kill and restart nodes, and harm the store, under load, for some minutes"
 	@echo "make docs    build the documentation (not yet)"
 	@echo "make clean   remove the environment and what tools left behind"
 
@@ -81,6 +81,7 @@ chaos: $(VENV)/.dev-installed tests/js/node_modules/.installed
 	@TEST_KILLS=$(KILLS) TEST_RUNS=$(RUNS) TEST_CLIENTS=$(CLIENTS) TEST_ROUNDS=$(ROUNDS) \
 		$(BIN)/python -m pytest -q -s tests/cluster/test_kill_windows.py \
 		tests/cluster/test_rolling.py $(ARGS)
+	@TEST_ALL_FAULTS=1 $(BIN)/python -m pytest -q tests/cluster/test_faults_of_the_store.py $(ARGS)
 
 docs:
 	@echo "not yet: there is no documentation build in this version" >&2; exit 1

@@ -456,9 +456,8 @@ def options_of(settings: Settings) -> NodeOptions:
     """The node's options out of the settings. Two processes of one command are two nodes, so a name that is not
     given gets the process's id.
     """
-    name = settings.node_name or f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(2)}"
     return NodeOptions(
-        name=name,
+        name=settings.node_name or f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(2)}",
         limit_policy=settings.limit_policy,
         overlap_policy=settings.overlap_policy,
         recovery=settings.recovery,
@@ -474,6 +473,7 @@ def options_of(settings: Settings) -> NodeOptions:
         hibernate_after=settings.hibernate_after,
         turn_timeout=settings.turn_timeout,
         ready_without_store=settings.ready_without_store,
+        store_high_watermark=settings.store_high_watermark,
     )
 
 

@@ -77,6 +77,8 @@ class ConvenerError(Exception):
     code: ClassVar[str] = "internal"
     http_status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    pause: ClassVar[float | None] = None
+    """`retry_after`, where whoever raises it does not say."""
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class ConvenerError(Exception):
         super().__init__(detail)
         self.detail = detail or self.__class__.__name__
         self.wire_code = code or self.code
-        self.retry_after = retry_after
+        self.retry_after = self.pause if retry_after is None else retry_after
         self.extra: dict[str, object] = dict(extra or {})
 
     def __str__(self) -> str:
@@ -276,6 +278,7 @@ class StoreUnavailable(ConvenerError):
     code = "store_unavailable"
     http_status = 503
     retryable = True
+    pause = 1.0
 
 
 class StoreFull(StoreUnavailable):
@@ -283,3 +286,4 @@ class StoreFull(StoreUnavailable):
 
     code = "store_full"
     http_status = 507
+    pause = 10.0

@@ -112,6 +112,14 @@ class Settings(BaseSettings):
         description="Prefix of all keys and channels, so that clusters may share a store: A-Z a-z 0-9 . _ -.",
     )
 
+    store_high_watermark: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Part of the store's memory limit from which on new conversations are refused (`store_full`), so "
+        "that running ones can finish. Without effect if the store has no limit or does not say.",
+    )
+
     # --- conversations ----------------------------------------------------------------------------
     max_concurrent_conversations: int = Field(
         default=3,

@@ -10,6 +10,7 @@ import os
 import random
 import secrets
 from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import pytest
 from tests.cluster.clients import Clients
 from tests.cluster.talking import Api, talking
 from tests.support.cluster import Cluster
+from tests.support.proxy import ProxyThread
 from tests.support.servers import FLAVOURS, Flavour, Server
 
 _REPORT: Final = pytest.StashKey[dict[str, pytest.TestReport]]()
@@ -25,7 +27,8 @@ _REPORT: Final = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "cluster(nodes=3, app=None, **settings): what the nodes of the `cluster` fixture run with"
+        "markers",
+        "cluster(nodes=3, app=None, proxied=False, **settings): what the nodes of the `cluster` fixture run with",
     )
 
 
@@ -72,28 +75,33 @@ class Pool:
 
     def __init__(self) -> None:
         self._wanted: tuple[object, ...] = ()
-        self._server: Server | None = None
         self._cluster: Cluster | None = None
+        self._stack = ExitStack()
+        self.proxy: ProxyThread | None = None
+        """Between the nodes and the store, if that was asked for."""
 
-    def get(self, flavour: Flavour, nodes: int, app: str | None, settings: Mapping[str, object]) -> Cluster:
+    def get(
+        self, flavour: Flavour, nodes: int, app: str | None, proxied: bool, settings: Mapping[str, object]
+    ) -> Cluster:
         """A cluster like this, healthy, over an empty store."""
-        wanted = (flavour, nodes, app, tuple(sorted(settings.items())))
+        wanted = (flavour, nodes, app, proxied, tuple(sorted(settings.items())))
         if self._cluster is None or wanted != self._wanted:
             self.close()
-            self._server = Server(flavour)
-            self._server.start()
-            self._cluster = Cluster(self._server, nodes, app=app, settings=settings)
-            self._cluster.__enter__()
+            # Whoever puts a proxy in front of the store does worse things to it too.
+            server = self._stack.enter_context(Server(flavour, persistence="aof" if proxied else "none"))
+            detours: dict[int, str] = {}
+            if proxied:
+                self.proxy = self._stack.enter_context(ProxyThread(server.port))
+                detours = dict.fromkeys(range(nodes), self.proxy.url)
+            made = Cluster(server, nodes, app=app, settings=settings, detours=detours)
+            self._cluster = self._stack.enter_context(made)
             self._wanted = wanted
         return self._cluster
 
     def close(self) -> None:
         """End nodes and store."""
-        if self._cluster is not None:
-            self._cluster.close()
-        if self._server is not None:
-            self._server.close()
-        self._cluster = self._server = None
+        self._stack.close()
+        self._cluster = self.proxy = None
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +126,7 @@ def cluster(request: pytest.FixtureRequest, pool: Pool, flavour: Flavour) -> Gen
     nothing, and when every conversation is deleted no key of them may be left.
     """
     wanted = _wanted(request.node)
-    made = pool.get(flavour, wanted.pop("nodes", 3), wanted.pop("app", None), wanted)
+    made = pool.get(flavour, wanted.pop("nodes", 3), wanted.pop("app", None), wanted.pop("proxied", False), wanted)
     made.heal()
     yield made
     reports = request.node.stash.get(_REPORT, {})

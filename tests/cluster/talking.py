@@ -15,7 +15,9 @@ from tests.support.cluster import Cluster
 from tests.support.waiting import TIME_SCALE, wait_until
 
 # What a node may answer while nodes or the store go away; the same message may be sent again.
-PASSING: Final = frozenset({"store_unavailable", "owner_unavailable", "ownership_lost", "stale_epoch", "call_timeout"})
+PASSING: Final = frozenset(
+    {"store_unavailable", "store_full", "owner_unavailable", "ownership_lost", "stale_epoch", "call_timeout"}
+)
 
 
 class Api:
@@ -25,6 +27,7 @@ class Api:
         urls: of the nodes that may be asked now.
         sent: conversation → message id → text of everything that was accepted.
         accepted: how many that are.
+        refused: every other answer to a message.
     """
 
     def __init__(self, http: httpx.AsyncClient, urls: Callable[[], Sequence[str]], rng: random.Random) -> None:
@@ -32,6 +35,7 @@ class Api:
         self.urls = urls
         self.sent: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self.accepted = 0
+        self.refused: list[dict[str, Any]] = []
         self._rng = rng
 
     async def start(self, url: str, cid: str, user: str = "", **body: Any) -> dict[str, Any]:
@@ -58,6 +62,7 @@ class Api:
             if answer.status_code == 202:
                 return answer.json()
             assert answer.json()["code"] in PASSING, answer.text
+            self.refused.append(answer.json())
             return None
 
         accepted = await wait_until(attempt, f"{name} is accepted", 40, retry_on=httpx.TransportError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -186,3 +187,47 @@ class Proxy:
                     await asyncio.sleep(self.delay)
                 sink.write(data)
                 await sink.drain()
+
+
+class ProxyThread:
+    """A `Proxy` with an event loop of its own, for what outlives a test's: processes that connect through it."""
+
+    def __init__(self, port: int) -> None:
+        self._proxy = Proxy(port)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._proxy.__aenter__(), self._loop).result(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._proxy.__aexit__(None, None, None), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        """The proxied server's Redis URL."""
+        return self._proxy.url
+
+    def do(self, what: Callable[[Proxy], object]) -> None:
+        """Do something with the proxy, in its own thread, and wait until that is done."""
+
+        async def work() -> None:
+            what(self._proxy)
+
+        asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)
+
+    def behave(self) -> None:
+        """Let everything through again, at once."""
+
+        def at_once(proxy: Proxy) -> None:
+            proxy.delay, proxy.accepting = 0.0, True
+            proxy.thaw()
+
+        self.do(at_once)

@@ -204,6 +204,12 @@ class Server:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
 
+    def forget(self) -> None:
+        """Delete the data of a server that does not run."""
+        assert not self.running
+        for path in self.directory.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     def close(self) -> None:
         """End it and delete its data."""
         self.kill()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.support.servers import Server
 
@@ -34,7 +35,12 @@ class Stored:
         self._client.close()
 
     def _ask(self, *words: str | int) -> Any:
-        return cast("Any", self._client.execute_command(*words))  # pyright: ignore[reportUnknownMemberType]
+        ask: Any = self._client.execute_command  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        try:
+            return ask(*words)
+        except RedisConnectionError:
+            # A server that was restarted, or was told to close connections, closed this one too.
+            return ask(*words)
 
     def _hash(self, key: str) -> dict[str, str]:
         return dict(self._ask("HGETALL", key))

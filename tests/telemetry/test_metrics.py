@@ -28,6 +28,8 @@ NAMES = {
     "convener_resyncs": {"reason"},
     "convener_rpc_duration_seconds": {"outcome"},
     "convener_store_errors": {"kind"},
+    "convener_store_memory_ratio": set[str](),
+    "convener_store_evicts": set[str](),
     "convener_invariant_violations": {"invariant"},
     "convener_background_restarts": {"task"},
     "convener_malformed": {"where"},

@@ -319,6 +319,7 @@ class AppendRequest:
         asks: questions that this batch opens: id, and what a node must know to take the answer (JSON text).
         ends_turn: every open question is closed, and what was streamed is void: the turn is over.
         begins_turn: what was streamed is void: a new attempt begins.
+        finishing: a later batch that ends the turn waits for this one: a full store takes it too.
     """
 
     owner: str
@@ -335,6 +336,7 @@ class AppendRequest:
     asks: tuple[tuple[str, str], ...] = ()
     ends_turn: bool = False
     begins_turn: bool = False
+    finishing: bool = False
 
 
 # -- replies

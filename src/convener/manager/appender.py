@@ -9,6 +9,8 @@ while the lease is not good (I7); what was already sent is fenced by the store.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -200,9 +202,18 @@ class Appender:
             if not ticket.sent.done():
                 ticket.sent.set_result(None)
 
+    def _finishing(self, batch: Batch) -> bool:
+        """Whether a turn cannot end before this batch is written. Its content stays what it was."""
+        place = self._flying.index(batch) if batch in self._flying else len(self._flying)
+        later = [each.request for each in itertools.islice(self._flying, place + 1, None)]
+        return any(each.ends_turn or each.closing for each in (*later, *self._waiting))
+
     async def _exchange(self, batch: Batch) -> None:
+        request = batch.request
+        if self._finishing(batch):
+            request = dataclasses.replace(request, finishing=True)
         try:
-            reply = await self._node.store.append(self._cid, batch.request)
+            reply = await self._node.store.append(self._cid, request)
         except StoreUnavailable as error:
             self._node.metrics.store_errors.labels(kind=error.wire_code).inc()
             reply = None

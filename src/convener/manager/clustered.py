@@ -18,12 +18,19 @@ import structlog
 
 from convener.core.directory import LISTED, LoopStatus, Record
 from convener.core.lease import LeaseTerms
-from convener.errors import ConfigurationError, ConvenerError, NotFound, OwnerUnavailable, StoreUnavailable
+from convener.errors import (
+    ConfigurationError,
+    ConvenerError,
+    NotFound,
+    OwnershipLost,
+    OwnerUnavailable,
+    StoreUnavailable,
+)
 from convener.ids import check_id, new_incarnation
 from convener.manager.base import MoveResult
 from convener.manager.calls import Calls
 from convener.manager.clock import boottime, wall_ms
-from convener.manager.context import NodeOptions
+from convener.manager.context import LAPSE_S, NodeOptions
 from convener.manager.heartbeat import Heartbeat
 from convener.manager.lease import Lease
 from convener.manager.members import Members
@@ -215,13 +222,21 @@ class ClusteredConversationManager(StandaloneConversationManager):
                 continue
             log.warning("suspended: the lease is not good", node=engine.node.incarnation)
             await engine.suspend()
-            with contextlib.suppress(ConvenerError):
-                await lease.wait_valid()
+            await self._until_valid(lease)
             if lease is engine.node.lease and lease.valid():
                 log.info("the lease is good again", node=engine.node.incarnation)
                 await engine.resume()
             else:
                 await asyncio.sleep(0.05)
+
+    async def _until_valid(self, lease: Lease) -> None:
+        """Return when the lease is good, or over. What takes longer is told the clients of all conversations."""
+        with contextlib.suppress(OwnershipLost):
+            await lease.wait_valid(LAPSE_S)
+        if not (lease.valid() or lease.ended):
+            self.engine.views.cut_off()
+            with contextlib.suppress(OwnershipLost):
+                await lease.wait_valid()
 
     async def _be_reborn(self) -> None:
         """This incarnation was buried: end everything of it, and await that, then join as a new one."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
 from convener.core.directory import Directory
 from convener.core.model import PUBLISH_LIMIT
+from convener.errors import OwnershipLost, StoreUnavailable
 from convener.manager.lease import Lease
+from convener.manager.storage import Storage
 from convener.manager.supervisor import Supervisor
 from convener.manager.traits import Traits
 from convener.store.base import Store
@@ -25,6 +27,8 @@ LimitPolicy = Literal["evict_idle", "reject", "queue"]
 Overlap = Literal["enqueue", "reject", "interrupt"]
 RecoveryMode = Literal["resume", "wait", "fail"]
 Placement = Literal["local", "least_loaded", "rendezvous"]
+
+LAPSE_S: Final = 1.0
 
 
 @runtime_checkable
@@ -80,6 +84,7 @@ class NodeOptions:
     start_timeout: float = 10.0
     loop_lag_limit: float = 2.0
     ready_without_store: float = 30.0
+    store_high_watermark: float = 0.8
 
 
 @dataclass(slots=True)
@@ -98,7 +103,20 @@ class NodeContext:
     draining: bool = False
     traits: Traits = field(default_factory=Traits)
     struck: asyncio.Lock = field(default_factory=asyncio.Lock)
+    storage: Storage = field(default_factory=Storage)
 
     def owns(self, incarnation: str) -> bool:
         """Whether `incarnation` is this life of this node."""
         return incarnation == self.incarnation
+
+    async def not_suspended(self) -> None:
+        """Return if this node may act, or soon may: who writes while the store is away learns that at once, not at the
+        deadline of a command. Raises `StoreUnavailable`.
+        """
+        if self.lease.valid() or self.lease.ended:
+            return
+        try:
+            # A lapse that is over in a moment is nobody's business.
+            await self.lease.wait_valid(LAPSE_S)
+        except OwnershipLost as error:
+            raise StoreUnavailable("this node is suspended: it cannot renew its lease at the store") from error

@@ -256,6 +256,7 @@ class Engine:
         meta = await self.node.store.head(cid)
         if meta is not None:
             return Created(meta, created=False)
+        self.node.storage.check_conversation()
         await self.node.store.index(user, cid)
         created = await self.node.store.create(cid, user, metadata, new_nonce())
         if created.created:
@@ -295,6 +296,8 @@ class Engine:
             known: the id was chosen by the client, who may repeat it.
         """
         options = self.node.options
+        self.node.storage.check_message()
+        await self.node.not_suspended()
         sent = self.node.store.send(cid, message, max_pending=options.max_pending_messages, reject_busy=reject_busy)
         reply = await self.wakes.owing(cid, sent)
         refuse(cid, reply)
@@ -464,12 +467,14 @@ class Engine:
 
     async def resume(self) -> None:
         """The lease is good again and this node was not buried: nothing has moved."""
+        self.views.reconnected()
         for runner in list(self.runners.values()):
             runner.view.set_override(None)
             runner.resume()
 
     async def drop_all(self) -> None:
         """End every runner without giving anything back: this incarnation is buried."""
+        self.views.reconnected()
         await self.starter.aclose()
         await asyncio.gather(*(r.close() for r in list(self.runners.values())))
 

@@ -45,15 +45,18 @@ class Health:
         """Whether this node may receive traffic.
 
         A node whose store is away stays ready, degraded, for `ready_without_store` seconds: its sockets are good,
-        and all nodes share the store, so sending clients elsewhere would not help them.
+        and all nodes share the store, so sending clients elsewhere would not help them. The same holds of a store that
+        is set to delete conversations when it is full: degraded, as long as that lasts.
         """
         node = self._engine.node
         now = boottime()
-        checks = {"lease": "ok", "bus": "ok", "draining": "ok", "tasks": "ok"}
+        checks = {"lease": "ok", "bus": "ok", "store": "ok", "draining": "ok", "tasks": "ok"}
         if not node.lease.valid():
             checks["lease"] = "not valid: this node is suspended"
         if (silent := now - node.store.heard()) > DEAF_S:
             checks["bus"] = f"nothing heard for {silent:.0f} s"
+        if problem := node.storage.problem():
+            checks["store"] = problem
         if node.draining:
             checks["draining"] = "this node is leaving"
         if failing := node.supervisor.failing:
@@ -61,9 +64,9 @@ class Health:
         away = checks["lease"] != "ok" or checks["bus"] != "ok"
         if not away:
             self._good = now
-        degraded = away and not node.lease.ended and now - self._good < self._grace
-        ready = checks["draining"] == "ok" and (not away or degraded)
-        return Readiness(ready=ready, degraded=ready and degraded, checks=checks)
+        waits = away and not node.lease.ended and now - self._good < self._grace
+        ready = checks["draining"] == "ok" and (not away or waits)
+        return Readiness(ready=ready, degraded=ready and (waits or checks["store"] != "ok"), checks=checks)
 
     def nodes(self) -> Sequence[NodeInfo]:
         """The cluster as this node sees it, the buried that are remembered last."""

@@ -91,7 +91,8 @@ class Members:
                     log.info("node is buried", node=incarnation)
                 for tell in self.on_buried:
                     tell(incarnation)
-            if before.version != state.version:
+            # A store that came back without its data counts anew, perhaps to the same number.
+            if before.version != state.version or before.members.keys() != state.members.keys():
                 for tell in self.on_changed:
                     tell()
         if self._node.incarnation in state.dead and self.on_dead is not None:

@@ -48,6 +48,7 @@ from convener.manager.operating import Operating, Recheck
 from convener.manager.recovery import Recovery
 from convener.manager.requests import Requests
 from convener.manager.sockets import SocketIOSink
+from convener.manager.storage import Storage
 from convener.manager.supervisor import Supervisor
 from convener.manager.timers import Timers
 from convener.manager.traits import traits_of
@@ -150,6 +151,7 @@ class StandaloneConversationManager(Requests, Operating):
             supervisor=Supervisor(lambda name: metrics.background_restarts.labels(task=name.split(" ")[0]).inc()),
             lease=Lease(self._terms(options)),
             incarnation=new_incarnation(options.name),
+            storage=Storage(options.store_high_watermark),
         )
         self._engine = Engine(node, SocketIOSink(self.sio) if self.sio is not None else None, self.publishes)
         self._drain, self._buried = Drain(self._engine, self._bury), False
@@ -193,6 +195,7 @@ class StandaloneConversationManager(Requests, Operating):
         node = self.engine.node
         self._health = Health(self.engine, self._members, node.options.ready_without_store)
         node.supervisor.keep("gauges", self._health.run)
+        node.supervisor.keep("store's room", lambda: node.storage.watch(node.store, node.metrics))
         node.supervisor.keep("timers", Timers(self.engine, self._members.live).run)
 
     async def _end(self) -> None:

@@ -347,6 +347,7 @@ class Views:
         self._node = node
         self._views: dict[str, View] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._cut_off: set[View] = set()
 
     def __iter__(self) -> Any:
         return iter(list(self._views.values()))
@@ -354,6 +355,20 @@ class Views:
     def get(self, cid: str) -> View | None:
         """The view, if there is one."""
         return self._views.get(cid)
+
+    def cut_off(self) -> None:
+        """This node can do nothing for its clients, the others most likely neither: all are told."""
+        for view in self._views.values():
+            if view.listener is None and view.loaded and view.override is None:
+                view.set_override("recovering")
+                self._cut_off.add(view)
+
+    def reconnected(self) -> None:
+        """The end of `cut_off`: the log tells again what is going on, or a later word of the owner."""
+        for view in self._cut_off:
+            if view.override == "recovering":
+                view.set_override(None)
+        self._cut_off.clear()
 
     async def acquire(self, cid: str) -> View:
         """A view whose subscription is confirmed and whose place was read after that. Give it back by `release`.

@@ -6,6 +6,7 @@ each set of labels is a time series, and ids would make one per conversation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -125,6 +126,14 @@ class Metrics:
         )
 
     def _trouble(self) -> None:
+        self.store_memory_ratio = self._gauge(
+            "store_memory_ratio",
+            "Part of the store's memory limit that is used; NaN without a limit, or if it is hidden.",
+        )
+        self.store_memory_ratio.set(math.nan)
+        self.store_evicts = self._gauge(
+            "store_evicts", "1 if the store's eviction policy would delete conversations, else 0."
+        )
         self.limit_rejections = self._counter("limit_rejections", "Starts refused by the limit per user.", "policy")
         self.fenced_appends = self._counter("fenced_appends", "Writes refused because a newer epoch had begun.")
         self.resyncs = self._counter("resyncs", "Clients told to throw their view away.", "reason")

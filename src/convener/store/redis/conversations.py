@@ -41,7 +41,7 @@ _READ: Final = SCRIPTS["read"]
 
 def _ends_turn(request: AppendRequest) -> bool:
     """The batch that ends a turn is taken by a full store too: what was begun must be able to end."""
-    return request.closing != "" or request.ends_turn
+    return request.closing != "" or request.ends_turn or request.finishing
 
 
 class RedisConversations(Part):

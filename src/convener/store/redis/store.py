@@ -199,7 +199,9 @@ class RedisStore(
         for of in shown:
             used, most = of.get("used_memory", ""), of.get("maxmemory", "")
             if used.isdigit() and most.isdigit() and int(most):
-                ratios.append(int(used) / int(most))
+                # Buffers of replicas and of the append-only file do not count towards the limit.
+                spared = of.get("mem_not_counted_for_evict", "")
+                ratios.append((int(used) - int(spared if spared.isdigit() else 0)) / int(most))
         versions = {version for of in shown if (version := of.get("valkey_version") or of.get("redis_version"))}
         policies = await self._policies(shown)
         return StoreInfo(
