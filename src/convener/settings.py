@@ -68,6 +68,13 @@ class Settings(BaseSettings):
     # --- the node ---------------------------------------------------------------------------------
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    ops_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="TCP port for health and metrics (/livez, /healthz, /readyz, /metrics), which are then not served "
+        "on `port`; on the same address. Default: none, they are.",
+    )
     node_name: str | None = Field(
         default=None,
         description="Name of this node, unique in the cluster: 1 to 64 of A-Z a-z 0-9 . _ : @ -. "

@@ -29,9 +29,15 @@ _JWT_FIELDS: Final = (
 )
 
 
+def _port_problem(settings: Settings) -> str | None:
+    if settings.ops_port is not None and settings.ops_port == settings.port:
+        return f"ops_port: {settings.ops_port} is the port of the API; leave it unset to have both there"
+    return None
+
+
 def find_problem(settings: Settings) -> str | None:
     """The first rule that `settings` break, as a sentence that names the field; none if all hold."""
-    for rule in (_lease_problem, _store_problem, _auth_problem, _jwt_problem, _exposure_problem):
+    for rule in (_port_problem, _lease_problem, _store_problem, _auth_problem, _jwt_problem, _exposure_problem):
         problem = rule(settings)
         if problem is not None:
             return problem

@@ -16,8 +16,9 @@ from convener.gateway.auth import AuthenticateHook, make_authenticator
 from convener.gateway.context import GatewayContext
 from convener.gateway.departure import Departure
 from convener.gateway.farewell import CLOSED
-from convener.gateway.http import make_api
+from convener.gateway.http import make_api, make_health
 from convener.gateway.operations import Operations
+from convener.gateway.opsport import ops_port
 from convener.gateway.packets import filter_frames
 from convener.gateway.problems import UNREADABLE, problem_of
 from convener.gateway.sessions import INTERVAL, Sessions
@@ -82,7 +83,10 @@ class Gateway:
     async def running(self) -> AsyncGenerator[None]:
         """Run manager and background work; raises what the manager's start raises."""
         try:
-            async with self.context.manager:
+            settings = self.context.settings
+            health = ops_port(make_health(self.context), settings.host, settings.ops_port)
+            # The port first: a node that cannot be watched must not have joined.
+            async with health, self.context.manager:
                 supervisor = Supervisor(self._count_restart)
                 supervisor.keep("recheck", self._recheck)
                 self.context.running, self.context.closing, self.context.leaving = True, False, False

@@ -36,7 +36,8 @@ def make_api(context: GatewayContext) -> FastAPI:
     app.include_router(events.router)
     app.include_router(tickets.router)
     app.include_router(operate.cluster)
-    app.include_router(operate.health)
+    if context.settings.ops_port is None:
+        app.include_router(operate.health)
     origins = context.settings.cors_origins
     if origins:
         app.add_middleware(
@@ -48,6 +49,15 @@ def make_api(context: GatewayContext) -> FastAPI:
             max_age=600,
         )
     app.openapi = lambda: _openapi(app)
+    return app
+
+
+def make_health(context: GatewayContext) -> FastAPI:
+    """Health and metrics alone, for `ops_port`."""
+    app = FastAPI(title="convener", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.context = context
+    problems.install(app, context.metrics.malformed.labels(where="http").inc)
+    app.include_router(operate.health)
     return app
 
 

@@ -53,6 +53,8 @@ def up(
         raise typer.BadParameter(f"{nodes} nodes from port {port} on would need port {last}")
     flags: dict[str, Any] = {"port": port} | ({"redis_url": redis} if redis is not None else {})
     settings = Settings(**flags)
+    if settings.ops_port is not None:
+        raise typer.BadParameter("ops_port: the nodes of `up` cannot share one, and are asked at their own ports")
     _STATE.mkdir(exist_ok=True)
     (_STATE / ".gitignore").write_text("*\n", encoding="utf-8")
     with DirectoryLock(_STATE / "up.lock") as lock:
