@@ -77,6 +77,31 @@ def check_turns(events: Sequence[Event]) -> None:
             running = ""
 
 
+def check_explained(why: Mapping[str, Any], events: Sequence[Event]) -> None:
+    """`why` names each epoch of the log, with node and reason; of a takeover also who was buried, why and by whom."""
+    owned = why["ownerships"]
+    assert why["first_seq"] == 1
+    told = [(o["node"], o["reason"], o["epoch"], o["seq"]) for o in owned]
+    logged = [(e["epoch"], e["seq"]) for e in events if e["kind"] == "open"]
+    assert told == [(*who, *where) for who, where in zip(opened(events), logged, strict=True)]
+    for before, ownership in pairwise(owned):
+        assert before["until"] == ownership["since"]
+        assert ownership["former"] == before["incarnation"]
+        text, former, buried = ownership["text"], before["node"], ownership["buried"]
+        if ownership["reason"] == "takeover":
+            assert buried is not None, text
+            assert buried["kind"] in ("silent", "reaped", "superseded"), buried
+            assert buried["by"], buried
+            assert text.startswith(f"taken over by {ownership['node']}, since {former} was buried "), text
+        elif ownership["reason"] == "handoff":
+            assert former in text, text
+            assert text.startswith(("handed over by ", "taken over by ", "moved from ")), text
+        else:
+            assert ownership["reason"] == "wake", ownership
+            assert text.startswith(f"loaded on {ownership['node']} for a message or a client: "), text
+            assert former in text, text
+
+
 def attempts(events: Sequence[Event], message_id: str) -> list[tuple[int, str]]:
     """(attempt, reason) of each time the turn of a message was begun."""
     turn = next(e["turn"] for e in events if e["kind"] == "input" and e["data"]["message_id"] == message_id)

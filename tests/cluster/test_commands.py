@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.checks import check_answered
-from tests.cluster.talking import Api
+from tests.cluster.agents import scripted
+from tests.cluster.checks import check_answered, check_explained
+from tests.cluster.talking import Api, until_started
 from tests.support.cluster import Cluster
 
 
@@ -26,6 +27,28 @@ async def _run(cluster: Cluster, directory: Path, *arguments: str, code: int = 0
     assert process.returncode == code, errors.decode()
     assert b"Traceback" not in errors
     return (errors if code else output).decode()
+
+
+@scripted
+async def test_why_says_what_has_happened(cluster: Cluster, api: Api, tmp_path: Path) -> None:
+    await api.start(cluster.url(0), "c1", "u")
+    await api.deliver("c1", "/hang", "m1")
+    await until_started(cluster, "c1", 1)
+    cluster.kill(0)
+    events = await api.answered("c1")
+    found = json.loads(await _run(cluster, tmp_path, "why", "c1", "--json"))
+    check_explained(found, events)
+    words = [line.rstrip() for line in (await _run(cluster, tmp_path, "why", "c1")).splitlines()]
+    owner = found["owner"]["node"]
+    assert words[0].startswith(f"c1 is idle; {owner} owns it since 20")
+    assert words[1].startswith(f"its lease: {owner} renews its lease; renewed last at ")
+    assert words[2] == "waits for: nothing: everything is answered"
+    assert words[4].endswith("  started on n0")
+    assert f"taken over by {owner}, since n0 was buried " in words[5]
+    assert "process gone, seen by n" in words[5]
+    short = (await _run(cluster, tmp_path, "why", "c1", "--last", "1")).splitlines()
+    assert [line.rstrip() for line in short[4:]] == words[5:]
+    assert "not_found" in await _run(cluster, tmp_path, "why", "c2", code=1)
 
 
 async def test_every_command_does_on_a_cluster_what_it_says(cluster: Cluster, api: Api, tmp_path: Path) -> None:

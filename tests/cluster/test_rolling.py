@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.cluster.checks import opened
+from tests.cluster.checks import check_explained, opened
 from tests.cluster.clients import Client
 from tests.cluster.leaving import Person, Scene, scene
 from tests.cluster.silence import Span, Waits, silences, summary
@@ -216,6 +216,11 @@ async def test_a_rolling_restart_under_load_loses_and_repeats_nothing(rng: rando
             events = await here.check(talker.cid, talker.client, *others)
             reasons.update(reason for _, reason in opened(events))
             assert talker.refusals() == []
+            why = await asyncio.to_thread(here.cluster.get, 0, f"/conversations/{talker.cid}/why")
+            check_explained(why, events)
+            assert not any(o["text"].startswith("moved") for o in why["ownerships"]), (
+                "nodes left, nobody moved anything"
+            )
             steps = Counter((e["turn"], e["data"]["number"]) for e in events if e["kind"] == "step")
             assert set(steps.values()) <= {1}, "a step is recorded once"
             again += sum(e["kind"] == "turn_started" and e["data"]["attempt"] > 1 for e in events)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.cluster.agents import scripted
-from tests.cluster.checks import attempts, check_answered, opened
+from tests.cluster.checks import attempts, check_answered, check_explained, opened
 from tests.cluster.clients import Client, Clients
 from tests.cluster.talking import Api, until_started, while_talking
 from tests.support.cluster import Cluster
@@ -54,6 +54,9 @@ async def test_a_killed_owner_is_replaced_in_the_middle_of_a_turn(
     events = await api.answered(cid)
     check_answered(events, api.sent[cid])
     assert attempts(events, "hanging") == [(1, "new"), (2, "takeover")]
+    why = await asyncio.to_thread(cluster.get, 1, f"/conversations/{cid}/why")
+    check_explained(why, events)
+    assert [ownership["buried"]["kind"] for ownership in why["ownerships"][1:]] == ["silent"]
     (first, _), (second, reason) = opened(events)
     assert (first, reason) == ("n0", "takeover")
     assert second in ("n1", "n2")

@@ -28,6 +28,7 @@ from convener.errors import (
     StoreUnavailable,
 )
 from convener.gateway import schemas
+from convener.gateway import why as explanation
 from convener.gateway.access import not_found
 from convener.gateway.answers import Json
 from convener.gateway.auth import Identity
@@ -227,6 +228,13 @@ async def questions(context: Context, caller: Caller, conversation_id: Conversat
     await context.access.reach(caller, conversation_id, "read")
     found = await context.manager.questions(conversation_id)
     return Json({"questions": [schemas.question(asked) for asked in found]})
+
+
+@router.get("/{conversation_id}/why", response_model=explanation.WhyAnswer, responses=documented(NotFound))
+async def why(context: Context, caller: Caller, conversation_id: ConversationId) -> Response:
+    """Who owns it and since when, every ownership with the reason why it began, and what it waits for now."""
+    await context.access.reach(caller, conversation_id, "read")
+    return Json(explanation.answer(await context.operations.why(conversation_id)))
 
 
 @router.post(

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from convener.manager.ops import DrainStatus, NodeInfo, Readiness
+from convener.manager.why import Why
 
 
 class Operations(Protocol):
@@ -59,6 +60,14 @@ class Operations(Protocol):
 
     def hurry(self) -> None:
         """End a drain at once; what is left is recovered by other nodes, as after a crash."""
+        ...
+
+    async def why(self, conversation_id: str) -> Why:
+        """Who owns a conversation since when, how that came to be, and what it waits for.
+
+        Raises:
+            NotFound: there is no such conversation.
+        """
         ...
 
     async def audit(self, conversation_ids: Sequence[str] | None) -> Mapping[str, Any]:

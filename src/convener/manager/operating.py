@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from convener.errors import NotFound
+from convener.ids import check_id
 from convener.manager.base import ConversationManager
 from convener.manager.draining import Drain, Farewell
 from convener.manager.engine import Engine
 from convener.manager.health import Health
+from convener.manager.members import Members
 from convener.manager.ops import DrainStatus, NodeInfo, Readiness
+from convener.manager.why import Why, explain
 
 Recheck = Callable[[str | None, str | None], Awaitable[tuple[int, int]]]
 
@@ -21,6 +24,7 @@ class Operating(ConversationManager):
 
     _engine: Engine | None
     _health: Health
+    _members: Members
     _drain: Drain
     _recheck: Recheck | None
 
@@ -82,6 +86,10 @@ class Operating(ConversationManager):
     def nodes(self) -> Sequence[NodeInfo]:
         """The cluster's nodes as this node sees them."""
         return self._health.nodes()
+
+    async def why(self, conversation_id: str) -> Why:
+        """See `Operations`."""
+        return await explain(self.engine, check_id(conversation_id, "conversation_id"), self._members.live())
 
     async def audit(self, conversation_ids: Sequence[str] | None = None) -> Mapping[str, Any]:
         """Check the invariants of these conversations, or of all: ``{checked, violations, conversations, nodes}``."""
