@@ -22,8 +22,8 @@ from tests.support.servers import Server
 
 # What a full store must still take: everything that gives something back or ends something.
 TAKEN_WHEN_FULL = {
-    "append_final", "bury", "dequeue", "disown", "drop_node", "drop_record", "erase", "forget", "leave", "probe",
-    "reap", "release", "renew", "resolve", "stop", "unreserve", "unsend",
+    "append_final", "archived", "bury", "dequeue", "disown", "drop_node", "drop_record", "erase", "expire", "forget",
+    "leave", "probe", "reap", "release", "renew", "resolve", "stop", "supersede", "unreserve", "unsend",
 }  # fmt: skip
 READERS = {"due", "inbox", "list_user", "members", "read"}
 

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- ARCHIVED: name the list of what the archive has, and trim the log up to there (core.retention.archived).
 -- KEYS 1 meta  2 log
--- ARGV 1 owner  2 epoch  3, 4 epoch and seq of the last entry in the archive  5, 6 of the first to keep  7 manifest
+-- ARGV 1 owner  2 epoch  3 epoch of the last entry in the archive  4 its seq
+--      5 epoch of the first entry to keep  6 its seq  7 manifest
 -- ->   'OK' | 'FENCED' | 'STALE'
 local head = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'base', 'archived', 'archived_epoch')
 if not head[1] or head[1] == '' or head[1] ~= ARGV[1] or head[2] ~= ARGV[2] then return 'FENCED' end
