@@ -61,7 +61,8 @@ format: $(VENV)/.dev-installed
 
 # Hashes of every file of every version, and no address of an index: pip takes the files from where it is told to.
 UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-	--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" --extra embedded
+	--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+	--extra archive --extra embedded
 lock: $(VENV)/.dev-installed
 	$(PIP) install uv
 	$(UV_COMPILE) --upgrade --group dev --output-file requirements/dev.txt

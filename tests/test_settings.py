@@ -348,3 +348,30 @@ def test_credentials_are_a_callable_from_python() -> None:
     settings = Settings(redis_url="redis://h", redis_credentials=lambda: ("user", "password"))
     assert settings.redis_credentials is not None
     assert settings.redis_credentials() == ("user", "password")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("forever", None), ("1h", 3600), ("36h", 129_600), ("30d", 2_592_000), ("2w", 1_209_600)]
+)
+def test_retention_is_a_number_with_a_unit(text: str, seconds: float | None) -> None:
+    assert Settings(retention=text).retention_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["30", "0d", "-1d", "1.5d", "30 d", "30D", "90m", "never", "", "1234567d"])
+def test_other_retentions_are_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"retention.*: must be `forever`, or a number with h, d or w"):
+        Settings(retention=text)
+
+
+@pytest.mark.parametrize("url", ["file:///srv/archive", "s3://bucket/some/prefix", "gs://bucket", "az://account/box"])
+def test_archives_of_all_kinds(url: str, tmp_path: Path) -> None:
+    assert Settings(archive_url=url, redis_url="redis://h").archive_url == url
+    assert Settings(archive_url=url, data_dir=tmp_path).archive_url == url
+    with pytest.raises(ConfigurationError, match="archive_url: has no effect on a log that is kept in memory"):
+        Settings(archive_url=url)
+
+
+@pytest.mark.parametrize("url", ["archive", "/srv/archive", "file://", "file://srv/archive", "s3://", "ftp://h/x"])
+def test_what_is_no_archive(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"archive_url.*: must look like"):
+        Settings(archive_url=url, redis_url="redis://h")

@@ -19,19 +19,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-import os
-import secrets
 import signal
-import socket
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, Protocol, TypeVar, overload
 
 import structlog
 
+from convener.assembly import make_archive, make_store, options_of
 from convener.errors import ConfigurationError
 from convener.gateway.access import AuthorizeHook
 from convener.gateway.asgi import Gateway
@@ -40,7 +37,7 @@ from convener.gateway.problems import refuse
 from convener.gateway.socketio import make_server
 from convener.ids import check_id
 from convener.manager.clustered import ClusteredConversationManager
-from convener.manager.context import NodeOptions, RecoveryMode
+from convener.manager.context import RecoveryMode
 from convener.manager.conversation import Conversation
 from convener.manager.loops import LoopFunction
 from convener.manager.standalone import StandaloneConversationManager
@@ -48,8 +45,6 @@ from convener.manager.threads import run_in_thread
 from convener.manager.traits import DictCodec, Interrupted, Migrate, ModelCodec, Traits
 from convener.manager.turn import Turn
 from convener.settings import Settings
-from convener.store.base import Store
-from convener.store.memory import MemoryStore
 from convener.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -396,6 +391,7 @@ class Convener:
             "agent": self._agent,
             "options": options,
             "metrics": metrics,
+            "archive": make_archive(settings),
         }
         store = make_store(settings)
         if settings.redis_url is not None:
@@ -450,51 +446,3 @@ def _first_to_hear_of_the_end(gateway: Gateway) -> Generator[None]:
         for number in taken:
             if signal.getsignal(number) is heard:
                 signal.signal(number, previous[number])
-
-
-def options_of(settings: Settings) -> NodeOptions:
-    """The node's options out of the settings. Two processes of one command are two nodes, so a name that is not
-    given gets the process's id.
-    """
-    return NodeOptions(
-        name=settings.node_name or f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(2)}",
-        limit_policy=settings.limit_policy,
-        overlap_policy=settings.overlap_policy,
-        recovery=settings.recovery,
-        placement=settings.placement,
-        capacity=settings.capacity,
-        rebalance=settings.rebalance,
-        max_pending_messages=settings.max_pending_messages,
-        max_payload_bytes=settings.max_payload_bytes,
-        lease_ttl=settings.lease_ttl,
-        renew_interval=settings.renew_interval,
-        fast_burial=settings.fast_burial,
-        drain_timeout=settings.drain_timeout,
-        hibernate_after=settings.hibernate_after,
-        turn_timeout=settings.turn_timeout,
-        ready_without_store=settings.ready_without_store,
-        store_high_watermark=settings.store_high_watermark,
-    )
-
-
-def make_store(settings: Settings) -> Store:
-    """The store that the settings name."""
-    if settings.redis_url is not None:
-        from convener.store.redis import RedisStore
-
-        files = {
-            "ssl_ca_certs": settings.redis_ca_file,
-            "ssl_certfile": settings.redis_cert_file,
-            "ssl_keyfile": settings.redis_key_file,
-        }
-        return RedisStore(
-            settings.redis_url,
-            namespace=settings.namespace,
-            credentials=settings.redis_credentials,
-            tls={option: str(path) for option, path in files.items() if path is not None},
-        )
-    if settings.data_dir is not None:
-        from convener.store.sqlite import SQLiteStore
-
-        return SQLiteStore(Path(settings.data_dir))
-    return MemoryStore()

@@ -25,7 +25,8 @@
     │   └── CallTimeout
     ├── RemoteError                 the called method raised
     └── StoreUnavailable            the store is away, slow or refuses
-        └── StoreFull
+        ├── StoreFull
+        └── ArchiveUnavailable      so is the archive, and what was asked for is there
 
 ``code`` is what goes over the wire and never changes; ``http_status`` is the matching status of an HTTP answer;
 ``retryable`` says whether the same request may succeed later without anybody changing it.
@@ -37,6 +38,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 __all__ = [
+    "ArchiveUnavailable",
     "AskClosed",
     "AskExpired",
     "AuthUnavailable",
@@ -287,3 +289,9 @@ class StoreFull(StoreUnavailable):
     code = "store_full"
     http_status = 507
     pause = 10.0
+
+
+class ArchiveUnavailable(StoreUnavailable):
+    """The archive cannot be reached, lacks what the store says is there, or this node has none."""
+
+    code = "archive_unavailable"

@@ -26,7 +26,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from convener.errors import ConfigurationError
 from convener.ids import is_id, is_node_name
-from convener.settings_checks import find_problem
+from convener.settings_checks import SHORTEST_RETENTION, duration, find_problem
 from convener.settings_sources import PREFIX, EnvironmentSource, TomlSource, suggestion
 
 __all__ = ["RedisCredentials", "Settings"]
@@ -41,6 +41,7 @@ Texts = tuple[str, ...]
 
 
 _REDIS_URL: Final = re.compile(r"((redis|rediss|valkey|valkeys)(\+sentinel|\+cluster)?|unix|valkey\+unix)://.+")
+_ARCHIVE_URL: Final = re.compile(r"(file://(localhost)?/[^/].*|memory:///|(s3a?|gs|az|adl|azure|abfss?)://[^/].*)")
 _SENTINEL_PATH: Final = re.compile(r"[^/]+/\d+/[^/]+")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -165,6 +166,16 @@ class Settings(BaseSettings):
         description="Idle time after which a conversation is unloaded, in seconds; 0 = never.",
     )
 
+    retention: str = Field(
+        default="forever",
+        description="How long log entries stay in the archive, and conversations with which nothing happens stay at "
+        "all: `forever`, or a number with `h`, `d` or `w`, as in `30d`; at least an hour.",
+    )
+    archive_url: str | None = Field(
+        default=None,
+        description="Where old log entries go: file:///folder (one that all nodes share), s3://bucket/prefix, gs://, "
+        "az://. Default: none, they stay in the store.",
+    )
     turn_timeout: PositiveSeconds | None = Field(
         default=None,
         description="Longest time that the agent may take to answer one message, in seconds; none = no limit.",
@@ -300,6 +311,11 @@ class Settings(BaseSettings):
         return self.model_validate(kept | changes)
 
     @property
+    def retention_seconds(self) -> float | None:
+        """`retention` in seconds, None for ever."""
+        return duration(self.retention)
+
+    @property
     def safe_redis_url(self) -> str | None:
         """`redis_url` without user name and password, for logs."""
         if self.redis_url is None:
@@ -347,6 +363,23 @@ class Settings(BaseSettings):
     def _check_node_name(cls, value: str | None) -> str | None:
         if value is not None and not is_node_name(value):
             raise ValueError("must be 1 to 64 of A-Z a-z 0-9 . _ : @ -")
+        return value
+
+    @field_validator("retention")
+    @classmethod
+    def _check_retention(cls, value: str) -> str:
+        seconds = duration(value)
+        if seconds is not None and seconds < SHORTEST_RETENTION:
+            raise ValueError("must be at least an hour")
+        return value
+
+    @field_validator("archive_url")
+    @classmethod
+    def _check_archive_url(cls, value: str | None) -> str | None:
+        if value is not None and not _ARCHIVE_URL.fullmatch(value):
+            raise ValueError(
+                "must look like file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://account/box"
+            )
         return value
 
     @field_validator("namespace")

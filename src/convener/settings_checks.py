@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
 # A suspended node stops acting this long before its lease ends at the store (see `lease_ttl`).
 LEASE_RESERVE: Final = 2.0
 
+SHORTEST_RETENTION: Final = 3600.0
+
+_DURATION: Final = re.compile(r"([1-9][0-9]{0,5})([hdw])")
+_UNITS: Final = {"h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _TLS_SCHEMES: Final = ("rediss", "valkeys")
 _HMAC_ALGORITHMS: Final = frozenset({"HS256", "HS384", "HS512"})
 _KEY_ALGORITHMS: Final = frozenset(
@@ -37,11 +42,29 @@ def _port_problem(settings: Settings) -> str | None:
 
 def find_problem(settings: Settings) -> str | None:
     """The first rule that `settings` break, as a sentence that names the field; none if all hold."""
-    for rule in (_port_problem, _lease_problem, _store_problem, _auth_problem, _jwt_problem, _exposure_problem):
+    for rule in (
+        _port_problem,
+        _lease_problem,
+        _store_problem,
+        _archive_problem,
+        _auth_problem,
+        _jwt_problem,
+        _exposure_problem,
+    ):
         problem = rule(settings)
         if problem is not None:
             return problem
     return None
+
+
+def duration(text: str) -> float | None:
+    """A duration like ``30d`` in seconds, None for ``forever``. Raises `ValueError` for anything else."""
+    if text == "forever":
+        return None
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError("must be `forever`, or a number with h, d or w, as in 30d")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def _lease_problem(settings: Settings) -> str | None:
@@ -68,6 +91,12 @@ def _store_problem(settings: Settings) -> str | None:
         for field in ("redis_ca_file", "redis_cert_file"):
             if getattr(settings, field) is not None:
                 return f"{field}: has no effect with this redis_url; use a rediss:// form"
+    return None
+
+
+def _archive_problem(settings: Settings) -> str | None:
+    if settings.archive_url is not None and settings.redis_url is None and settings.data_dir is None:
+        return "archive_url: has no effect on a log that is kept in memory alone; set redis_url or data_dir"
     return None
 
 

@@ -6,5 +6,9 @@ from typing import Final
 
 __version__: Final = "0.2.0.dev0"
 
-PROTOCOL: Final = 1
-"""Raised when a node of this version could not work beside one of the version before."""
+PROTOCOL: Final = 2
+"""Raised when nodes of this version do what a node of the version before would not understand; they do it only while
+every member of the cluster speaks a version that does."""
+
+ARCHIVES: Final = 2
+"""The first version that reads logs whose beginning is in an archive."""

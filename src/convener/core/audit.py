@@ -15,6 +15,7 @@ A conversation that is `failed` or `held` may have anything unread or unanswered
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -44,11 +45,12 @@ class ConversationFacts:
     """One conversation, as of one instant.
 
     Attributes:
-        log: all entries up to `meta.seq`, oldest first.
+        log: all entries from `since` up to `meta.seq`, oldest first.
         inbox: unread entries by position.
         seen: remembered message ids with their positions.
         queued: its start waits in the user's queue.
         asks: ids of the open questions; None if they were not read.
+        since: number of the first entry that is kept; what came before it was deleted for its age.
     """
 
     cid: str
@@ -58,6 +60,7 @@ class ConversationFacts:
     seen: Mapping[str, int] = field(default_factory=dict[str, int])
     queued: bool = False
     asks: Collection[str] | None = None
+    since: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +106,10 @@ def audit_conversation(facts: ConversationFacts) -> list[Violation]:
             findings.append(("format", f"entry ({entry.epoch}, {entry.seq}) is not an event"))
         else:
             events.append(event)
-    findings += _order(facts.log)
-    findings += _epochs(events)
+    findings += _order(facts.log, facts.since)
+    findings += _epochs(events, facts.since)
     findings += _head(facts)
-    inputs, questions = _Inputs(events), _Questions(events)
+    inputs, questions = _Inputs(events, facts.since), _Questions(events, facts.since)
     findings += inputs.findings
     findings += questions.findings
     findings += _settled(facts.meta, events, inputs)
@@ -118,9 +121,9 @@ def audit_conversation(facts: ConversationFacts) -> list[Violation]:
     return [Violation(invariant, f"conversation {facts.cid}", detail) for invariant, detail in findings]
 
 
-def _order(log: Sequence[LogEntry]) -> Iterator[tuple[str, str]]:
+def _order(log: Sequence[LogEntry], since: int) -> Iterator[tuple[str, str]]:
     """I1 and I3, from the numbers alone."""
-    epoch, seq = 0, 0
+    epoch, seq = 0, since - 1
     for entry in log:
         if entry.seq != seq + 1:
             yield "I1", f"after seq {seq} comes entry ({entry.epoch}, {entry.seq})"
@@ -129,10 +132,14 @@ def _order(log: Sequence[LogEntry]) -> Iterator[tuple[str, str]]:
         epoch, seq = max(epoch, entry.epoch), entry.seq
 
 
-def _epochs(events: Sequence[Event]) -> Iterator[tuple[str, str]]:
+def _epochs(events: Sequence[Event], since: int) -> Iterator[tuple[str, str]]:
     """I2, and that each `open` names the entry before it."""
     opened: dict[int, Event] = {}
     before: Event | None = None
+    if since > 1 and events:
+        # What its epoch began with, and what came before, is not there any more.
+        before = opened[events[0].epoch] = events[0]
+        events = events[1:]
     for event in events:
         first = opened.get(event.epoch)
         if event.kind == "open" and first is not None:
@@ -164,7 +171,7 @@ def _head(facts: ConversationFacts) -> Iterator[tuple[str, str]]:
 class _Inputs:
     """The messages in the log: by position, and by id."""
 
-    def __init__(self, events: Iterable[Event]) -> None:
+    def __init__(self, events: Iterable[Event], since: int) -> None:
         self.by_position: dict[int, Event] = {}
         self.by_id: dict[str, Event] = {}
         self.findings: list[tuple[str, str]] = []
@@ -178,6 +185,8 @@ class _Inputs:
                 continue
             self._add(event, position, message_id, latest)
             latest = max(latest, position)
+        self.first = 0 if since == 1 else min(self.by_position, default=sys.maxsize)
+        """Of positions below it the log may not know any more: they are dense, but its beginning was deleted."""
 
     def _add(self, event: Event, position: int, message_id: str, latest: int) -> None:
         if (same := self.by_position.get(position)) is not None:
@@ -203,7 +212,8 @@ class _Inputs:
 class _Questions:
     """The questions in the log and their answers, by the question's id; each is asked once and answered once."""
 
-    def __init__(self, events: Iterable[Event]) -> None:
+    def __init__(self, events: Iterable[Event], since: int) -> None:
+        self._since = since
         self.asked: dict[str, Event] = {}
         self.answered: dict[str, Event] = {}
         self.findings: list[tuple[str, str]] = []
@@ -223,7 +233,7 @@ class _Questions:
             problem = f"question {ask_id} is {verb} twice, at seq {same.seq} and at seq {event.seq}"
             self.findings.append(("I8", problem))
         if event.kind == "answer":
-            if ask_id not in self.asked:
+            if ask_id not in self.asked and self._since == 1:
                 self.findings.append(("I8", f"the answer {event.at} is to question {ask_id}, which was not asked"))
             # Nobody's id: the answer that a deadline gives is remembered under the question's own, after a slash.
             message_id = event.member("message_id")
@@ -253,6 +263,8 @@ def _settled(meta: Meta, events: Sequence[Event], inputs: _Inputs) -> Iterator[t
         if event.kind not in SETTLING:
             continue
         for position in sorted(_settles(event)):
+            if position < inputs.first:
+                continue
             if position not in inputs.by_position:
                 yield "I8", f"{event.kind} {event.at} settles position {position}, which is not in the log"
             elif inputs.by_position[position].seq > event.seq:
@@ -296,7 +308,7 @@ def _remembered(facts: ConversationFacts, inputs: _Inputs, questions: _Questions
             yield "I8", f"message {message_id} is remembered at position {position}, beyond the last one"
             continue
         known = (message_id, position) in waiting or inputs.has(message_id, position) or questions.has(message_id)
-        if position and not known:
+        if position >= max(inputs.first, 1) and not known:
             yield "I8", f"message {message_id} was accepted at position {position}, but is nowhere"
 
 
@@ -325,6 +337,8 @@ def _open_questions(facts: ConversationFacts, questions: _Questions) -> Iterator
     for ask_id in sorted(facts.asks):
         name = f"question {ask_id} is open"
         asked, answered = questions.asked.get(ask_id), questions.answered.get(ask_id)
+        if asked is None and facts.since > 1:
+            continue
         if asked is None:
             yield "I13", f"{name}, but the log does not have it"
         elif answered is not None:

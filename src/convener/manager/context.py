@@ -14,6 +14,7 @@ from convener.manager.lease import Lease
 from convener.manager.storage import Storage
 from convener.manager.supervisor import Supervisor
 from convener.manager.traits import Traits
+from convener.store.archive import LogReader
 from convener.store.base import Store
 from convener.telemetry.metrics import Metrics
 
@@ -85,11 +86,16 @@ class NodeOptions:
     loop_lag_limit: float = 2.0
     ready_without_store: float = 30.0
     store_high_watermark: float = 0.8
+    retention: float | None = None
+    archive_every: float = 5.0
+    sweep_every: float = 600.0
 
 
 @dataclass(slots=True)
 class NodeContext:
-    """The shared parts. `incarnation` and `lease` are replaced when a buried node begins a new life."""
+    """The shared parts. `logs` reads logs from store and archive. `incarnation` and `lease` are replaced when a buried
+    node begins a new life.
+    """
 
     store: Store
     options: NodeOptions
@@ -98,6 +104,7 @@ class NodeContext:
     supervisor: Supervisor
     lease: Lease
     incarnation: str
+    logs: LogReader
     directory: Directory = field(default_factory=Directory)
     buried: set[str] = field(default_factory=set[str])
     draining: bool = False

@@ -66,7 +66,7 @@ class Conversation:
         if place is None:
             raise InvalidRequest("after is neither a cursor nor a number", code="invalid_cursor")
         while True:
-            page = await self._node.store.read(self.id, place, PAGE)
+            page = await self._node.logs.read(self.id, place, PAGE)
             if page is None:
                 raise NotFound(f"no conversation {self.id}")
             before = START

@@ -38,6 +38,7 @@ from convener.manager.intake import stop_reason
 from convener.manager.intents import Intents, refuse
 from convener.manager.jsontext import to_json
 from convener.manager.records import Records
+from convener.manager.retention import clear
 from convener.manager.runner import EndReason, Runner
 from convener.manager.starter import Queued, Started, Starter
 from convener.manager.supervisor import cancel_and_wait
@@ -440,7 +441,7 @@ class Engine:
         return owner in self.node.buried
 
     async def erase(self, cid: str, timers: Collection[str] = ()) -> None:
-        """ERASE after a stop, then out of the lists. Raises `OwnershipLost` if it was resumed meanwhile.
+        """ERASE after a stop, then archive and lists. Raises `OwnershipLost` if it was resumed meanwhile.
 
         Args:
             timers: of the conversation, besides those of its alarms.
@@ -451,11 +452,7 @@ class Engine:
             raise NotFound(f"no conversation {cid}")
         if await store.erase(cid) != "OK":
             raise OwnershipLost("the conversation is still being stopped; try again", retry_after=1.0)
-        await store.unindex(meta.user, cid)
-        self.records.note(meta.user, cid)
-        # One that is left over goes when it is due, which may be in years.
-        for timer_id in (*alarms, *timers):
-            await store.clear_timer(cid, timer_id)
+        await clear(self, cid, meta.user, (*alarms, *timers))
 
     # -- suspension and the end ---------------------------------------------------------------------------------
 

@@ -139,7 +139,7 @@ class ClientFeed:
 
     async def _read(self) -> list[Item] | None:
         """The next page of the store, [] at the end, None if the conversation is gone."""
-        page = await self._node.store.read(self.view.cid, Cursor(self._generation, self._place), self._page)
+        page = await self._node.logs.read(self.view.cid, Cursor(self._generation, self._place), self._page)
         if page is None:
             return None
         if page.resync:

@@ -101,7 +101,12 @@ class Health:
 
     async def audit(self, conversation_ids: Sequence[str] | None) -> Mapping[str, Any]:
         """Check the invariants of these conversations, or of all. Raises `StoreUnavailable`."""
-        report = await audit(self._engine.node.store, conversation_ids, limit=self._engine.admission.limit_of)
+        report = await audit(
+            self._engine.node.store,
+            conversation_ids,
+            limit=self._engine.admission.limit_of,
+            logs=self._engine.node.logs,
+        )
         for violation in report.violations:
             self._engine.node.metrics.invariant_violations.labels(invariant=violation.invariant).inc()
         return {**asdict(report), "violations": [asdict(v) for v in report.violations]}

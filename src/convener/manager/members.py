@@ -35,6 +35,10 @@ def is_draining(member: Member) -> bool:
     return '"state":"draining"' in member.info
 
 
+class _Spoken(msgspec.Struct):
+    protocol: int = 0
+
+
 class Members:
     """This node's knowledge of the membership, and its part in burying the dead."""
 
@@ -101,6 +105,10 @@ class Members:
     def live(self) -> list[str]:
         """Incarnations that are members and not draining."""
         return [name for name, member in self.state.members.items() if not is_draining(member)]
+
+    def all_speak(self, protocol: int) -> bool:
+        """Whether every member speaks at least this version of the protocol."""
+        return all(_protocol(member.info) >= protocol for member in self.state.members.values())
 
     async def reap_forever(self) -> None:
         """Bury whose lease has passed; every second with jitter, on every node."""
@@ -209,3 +217,11 @@ class Members:
                             tell(incarnation)
             except ConvenerError as error:
                 log.info("cannot forget", error=str(error))
+
+
+def _protocol(info: str) -> int:
+    """The version of the protocol that a member says it speaks; 0 if it does not say it."""
+    try:
+        return msgspec.json.decode(info, type=_Spoken).protocol
+    except msgspec.MsgspecError:
+        return 0

@@ -29,6 +29,7 @@ from convener.errors import (
 )
 from convener.ids import check_id, new_id, new_incarnation
 from convener.manager import queries
+from convener.manager.archiving import Archiving
 from convener.manager.base import (
     AgentLoopInfo,
     ClientSink,
@@ -47,15 +48,18 @@ from convener.manager.members import Members
 from convener.manager.operating import Operating, Recheck
 from convener.manager.recovery import Recovery
 from convener.manager.requests import Requests
+from convener.manager.retention import Sweep, clear, was_left
 from convener.manager.sockets import SocketIOSink
 from convener.manager.storage import Storage
 from convener.manager.supervisor import Supervisor
 from convener.manager.timers import Timers
 from convener.manager.traits import traits_of
 from convener.manager.views import View
+from convener.store.archive import Archive, LogReader
 from convener.store.base import Store
 from convener.store.memory import MemoryStore
 from convener.telemetry.metrics import Metrics
+from convener.version import ARCHIVES
 
 DEFAULT_LIMIT: Final = 3
 MAX_CALL_S: Final = 3600.0
@@ -75,6 +79,7 @@ class StandaloneConversationManager(Requests, Operating):
         agent: what answers messages; None to only record them.
         store: default a `MemoryStore`.
         options: settings of the node; the limit in them is taken from `config`.
+        archive: where old log entries go; None to keep all of them in the store.
     """
 
     sio: Any = None
@@ -84,6 +89,7 @@ class StandaloneConversationManager(Requests, Operating):
     agent: Agent | None = None
     store: Store | None = None
     options: NodeOptions | None = None
+    archive: Archive | None = None
     metrics: Metrics = field(default_factory=Metrics)
 
     publishes: ClassVar[bool] = False
@@ -152,6 +158,7 @@ class StandaloneConversationManager(Requests, Operating):
             lease=Lease(self._terms(options)),
             incarnation=new_incarnation(options.name),
             storage=Storage(options.store_high_watermark),
+            logs=LogReader(store, self.archive),
         )
         self._engine = Engine(node, SocketIOSink(self.sio) if self.sio is not None else None, self.publishes)
         self._drain, self._buried = Drain(self._engine, self._bury), False
@@ -197,6 +204,11 @@ class StandaloneConversationManager(Requests, Operating):
         node.supervisor.keep("gauges", self._health.run)
         node.supervisor.keep("store's room", lambda: node.storage.watch(node.store, node.metrics))
         node.supervisor.keep("timers", Timers(self.engine, self._members.live).run)
+        if self.archive is not None:
+            archiving = Archiving(self.engine, self.archive, lambda: self._members.all_speak(ARCHIVES))
+            node.supervisor.keep("archive", archiving.run)
+        if self.archive is not None or node.options.retention is not None:
+            node.supervisor.keep("sweep", Sweep(self.engine, self._members.live).run)
 
     async def _end(self) -> None:
         """Nothing is owned any more, or recovery takes it."""
@@ -421,6 +433,10 @@ class StandaloneConversationManager(Requests, Operating):
                 for (cid, activity), meta in zip(rows, heads, strict=True)
                 if meta is not None
             ]
+            for (cid, activity), meta in zip(rows, heads, strict=True):
+                if meta is None and was_left(activity):
+                    # Erased by a node that did not finish: nobody else knows whose list has it.
+                    self.engine.node.supervisor.spawn(f"clear {cid}", clear(self.engine, cid, user_id))
             # Entered before creation, so an entry may be without a head; an empty page must still mean the end.
             if found or not rows:
                 return found
@@ -451,7 +467,7 @@ class StandaloneConversationManager(Requests, Operating):
 
     async def read_log(self, conversation_id: str, after: Cursor, limit: int) -> Page:
         """See `ConversationManager`."""
-        page = await self.engine.node.store.read(check_id(conversation_id, "conversation_id"), after, limit)
+        page = await self.engine.node.logs.read(check_id(conversation_id, "conversation_id"), after, limit)
         if page is None:
             raise NotFound(f"no conversation {conversation_id}")
         return page

@@ -63,6 +63,8 @@ class View(Standing):
         self.generation = ""
         self.place = START
         self.ring: deque[Item] = deque(maxlen=RING)
+        self.volume = 0
+        """Characters of all events that it has taken."""
         self.feeds: set[Feed] = set()
         self.listener: InboxListener | None = None
         self.references = 0
@@ -187,6 +189,7 @@ class View(Standing):
         for entry in entries:
             item = decode(entry, before, self.generation)
             self.place = before = item.place
+            self.volume += len(entry.event)
             self.ring.append(item)
             self.show(item)
             self._live.show(item.event, heard=heard)
@@ -242,7 +245,7 @@ class View(Standing):
     async def load(self) -> None:
         """Find the log's end and the head, after the subscription was confirmed. Raises `NotFound`."""
         self._behind = False
-        page = await self._node.store.read(self.cid, FAR, 1)
+        page = await self._node.logs.read(self.cid, FAR, 1)
         if page is None:
             raise NotFound(f"no conversation {self.cid}")
         # What is left of an earlier time does not join on to this place.
@@ -295,7 +298,7 @@ class View(Standing):
         """Read on to the end of the log. True if anything was read."""
         found = False
         while True:
-            page = await self._node.store.read(self.cid, Cursor(self.generation, self.place), PAGE)
+            page = await self._node.logs.read(self.cid, Cursor(self.generation, self.place), PAGE)
             if page is None:
                 self.stopped_reason = "deleted" if self.stopped_reason is None else self.stopped_reason
                 self.answer.closed()

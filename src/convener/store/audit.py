@@ -24,6 +24,7 @@ from convener.core.cursor import Cursor
 from convener.core.membership import Membership
 from convener.core.model import LogEntry, Meta
 from convener.core.view import Place
+from convener.store.archive import LogReader
 from convener.store.base import Store
 
 SHARDS: Final = 64
@@ -57,7 +58,12 @@ Limit = int | Callable[[str], Awaitable[int]]
 
 
 async def audit(
-    store: Store, cids: Sequence[str] | None = None, *, limit: Limit = 0, pause: float = PAUSE_S
+    store: Store,
+    cids: Sequence[str] | None = None,
+    *,
+    limit: Limit = 0,
+    pause: float = PAUSE_S,
+    logs: LogReader | None = None,
 ) -> AuditReport:
     """Check the invariants on what a store holds.
 
@@ -67,16 +73,17 @@ async def audit(
         limit: conversations that a user may run at once, or a function that tells it; 0: how many there are is not
             judged.
         pause: seconds between the two looks.
+        logs: reads logs of which a part is in an archive; default from the store alone.
 
     Raises:
         StoreUnavailable: it could not be read.
     """
-    first = _Look(store, limit)
+    first = _Look(store, limit, logs)
     await first.at(await every_conversation(store) if cids is None else list(dict.fromkeys(cids)))
     findings = first.findings
     if findings:
         await asyncio.sleep(pause)
-        second = _Look(store, limit)
+        second = _Look(store, limit, logs)
         await second.at(sorted({cid for concerned in findings.values() for cid in concerned}))
         findings = {finding: who for finding, who in findings.items() if finding in second.findings}
     return AuditReport(tuple(findings), first.checked, len(first.heads), first.nodes)
@@ -96,8 +103,9 @@ async def every_conversation(store: Store) -> list[str]:
 class _Look:
     """One look. `findings`: what is wrong, with the conversations to read again to be sure."""
 
-    def __init__(self, store: Store, limit: Limit) -> None:
+    def __init__(self, store: Store, limit: Limit, logs: LogReader | None) -> None:
         self._store = store
+        self._logs = logs or LogReader(store)
         self._limit = limit
         self.findings: dict[Violation, Sequence[str]] = {}
         self.heads: dict[str, Meta] = {}
@@ -129,6 +137,7 @@ class _Look:
         log = await self._log(cid, head)
         if log is None:
             return
+        entries, since = log
         # Read last: an id may be remembered of which the head did not know yet, but none is missing.
         seen = {m: p for m, p in (await self._store.all_seen(cid)).items() if p <= head.position}
         asks: Collection[str] | None = await self._store.asks(cid)
@@ -138,21 +147,24 @@ class _Look:
         waiting = await self._store.waiting(head.user) if head.user and not head.owner else ()
         queued = any(entry.conversation_id == cid for entry in waiting)
         self.heads[cid] = head
-        self.checked += len(log) + len(inbox) + len(seen) + len(asks or ()) + 1
-        self._found(audit_conversation(ConversationFacts(cid, head, log, inbox, seen, queued, asks)), [cid])
+        self.checked += len(entries) + len(inbox) + len(seen) + len(asks or ()) + 1
+        facts = ConversationFacts(cid, head, entries, inbox, seen, queued, asks, since)
+        self._found(audit_conversation(facts), [cid])
 
-    async def _log(self, cid: str, head: Meta) -> list[LogEntry] | None:
-        """The log as of `head`; None if the conversation was erased meanwhile."""
+    async def _log(self, cid: str, head: Meta) -> tuple[list[LogEntry], int] | None:
+        """The log as of `head`, and its first number; None if the conversation was erased meanwhile."""
         entries: list[LogEntry] = []
+        since = 0
         while not entries or entries[-1].seq < head.seq:
             after = entries[-1].seq if entries else 0
-            page = await self._store.read(cid, Cursor(place=Place(0, after)), PAGE)
+            page = await self._logs.read(cid, Cursor(place=Place(0, after)), PAGE)
             if page is None or page.generation != head.generation:
                 return None
             if not page.entries:
                 break
+            since = since or (page.first if page.manifest else 1)
             entries += page.entries
-        return [entry for entry in entries if entry.seq <= head.seq]
+        return [entry for entry in entries if entry.seq <= head.seq], since or 1
 
     async def _records(self, membership: Membership) -> dict[str, set[str]]:
         names = [*membership.members, *membership.dead]

@@ -141,6 +141,10 @@ class Metrics:
         self.invariant_violations = self._counter(
             "invariant_violations", "Violations of the protocol's invariants that were noticed.", "invariant"
         )
+        self.archived_entries = self._counter("archived_entries", "Log entries that this node put into the archive.")
+        self.archive_failures = self._counter(
+            "archive_failures", "Attempts to archive that were put off, by what was away or refused.", "kind"
+        )
         self.background_restarts = self._counter(
             "background_restarts", "Background tasks that crashed and were restarted.", "task"
         )

@@ -21,6 +21,7 @@ from convener.manager.context import Agent, NodeOptions
 from convener.manager.conversation import Conversation
 from convener.manager.traits import Traits
 from convener.manager.turn import Turn
+from convener.store.archive import Archive
 from convener.store.base import Store
 from convener.store.memory import MemoryStore
 from convener.store.redis import RedisStore
@@ -97,6 +98,7 @@ class InProcessCluster:
         agent: an `Agent`, or a coroutine function that answers a turn; None records only.
         url: of a Redis or Valkey; default one `MemoryStore` that all nodes share.
         wrap: makes the store of node i out of its own, for instance one that fails on purpose.
+        archive: makes the archive of node i.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class InProcessCluster:
         limit: int = 3,
         options: NodeOptions = QUICK,
         wrap: Callable[[int, Store], Store] = lambda index, store: store,
+        archive: Callable[[int], Archive | None] = lambda index: None,
     ) -> None:
         self._agent: Agent | None = agent if agent is None or isinstance(agent, Agent) else FunctionAgent(agent)
         self._count = nodes
@@ -117,6 +120,7 @@ class InProcessCluster:
         self._limit = limit
         self._options = options
         self._wrap = wrap
+        self._archive = archive
         self._memory = MemoryStore()
         self.managers: list[ClusteredConversationManager | None] = []
 
@@ -152,6 +156,7 @@ class InProcessCluster:
             agent=self._agent,
             store=self._wrap(index, self._make_store()),
             options=dataclasses.replace(self._options, name=name or f"node-{index}"),
+            archive=self._archive(index),
         )
         await manager.__aenter__()
         self.managers.append(manager)

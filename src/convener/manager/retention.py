@@ -1,0 +1,152 @@
+"""Conversations that go: with all they have in the store and in the archive, when they are deleted or when nobody has
+used them for longer than `retention`; and what a node left that died while it did this.
+
+ERASE or EXPIRE comes first: from then on nobody can read it. Then the archive, then the lists: as long as the list of
+all names a conversation that does not exist, something of it may be left, and the sweep finishes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from convener.core.model import Meta
+from convener.core.placement import rendezvous
+from convener.errors import ArchiveUnavailable, ConvenerError
+from convener.manager.clock import boottime, wall_ms
+from convener.manager.timers import ASK_TIMER
+from convener.store.tables import SHARDS
+
+if TYPE_CHECKING:
+    from convener.manager.engine import Engine
+
+log = structlog.get_logger(__name__)
+
+PAGE: Final = 200
+PAUSE_S: Final = 0.02
+"""Between two pages: it is nobody's hurry."""
+CREATING_S: Final = 60.0
+"""A list names a conversation before it exists. After that time it is not being created any more."""
+
+
+def was_left(activity: int) -> bool:
+    """Whether an entry of a list without a conversation is of one that was erased; `activity` is in ms since 1970."""
+    return activity < wall_ms() - CREATING_S * 1000
+
+
+async def erase_archive(engine: Engine, cid: str) -> None:
+    """Delete what the archive has of a conversation, but for a log that is in use. Raises `ArchiveUnavailable`,
+    `StoreUnavailable`.
+    """
+    archive = engine.node.logs.archive
+    if archive is None:
+        return
+    # Listed first: a log that begins after this look is not among them, and one that has ended never comes back.
+    found = await archive.generations(cid)
+    head = await engine.node.store.head(cid) if found else None
+    await archive.erase(cid, [g for g in found if head is None or g != head.generation])
+
+
+async def clear(engine: Engine, cid: str, user: str, timers: Collection[str] = ()) -> None:
+    """What is left to do when a conversation was erased: archive, lists, timers. Raises `StoreUnavailable`.
+
+    An archive that is away is left to the sweep.
+    """
+    store = engine.node.store
+    try:
+        await erase_archive(engine, cid)
+    except ArchiveUnavailable as error:
+        log.warning("the archive is cleared later", conversation_id=cid, error=str(error))
+        await store.unindex(user, cid)
+        await store.index("", cid)
+    else:
+        await store.unindex(user, cid)
+    engine.records.note(user, cid)
+    # One that is left over goes when it is due, which may be in years.
+    for timer_id in timers:
+        await store.clear_timer(cid, timer_id)
+
+
+class Sweep:
+    """Walks the list of all conversations, shared out among the nodes.
+
+    Args:
+        live: the incarnations among which it is shared out.
+    """
+
+    def __init__(self, engine: Engine, live: Callable[[], list[str]]) -> None:
+        self._engine = engine
+        self._node = engine.node
+        self._live = live
+        self._missing: dict[str, float] = {}
+        self._taken_out: list[str] = []
+
+    async def run(self) -> None:
+        """Walk again and again, for ever."""
+        while True:
+            await asyncio.sleep(self._node.options.sweep_every)
+            if not self._node.lease.valid() or self._node.draining:
+                continue
+            live = self._live() or [self._node.incarnation]
+            try:
+                await self._look_again()
+                for shard in range(SHARDS):
+                    if rendezvous(f"sweep {shard}", live) == self._node.incarnation:
+                        await self._walk(shard)
+            except ConvenerError as error:
+                log.info("the sweep waits", error=str(error))
+
+    async def _walk(self, shard: int) -> None:
+        store, after = self._node.store, ""
+        while page := await store.list_all(shard, after, PAGE):
+            for cid, head in zip(page, await store.heads(page), strict=True):
+                if head is None:
+                    await self._leftover(cid)
+                    continue
+                self._missing.pop(cid, None)
+                if self._is_old(head):
+                    await self._expire(cid, head)
+            after = page[-1]
+            await asyncio.sleep(PAUSE_S)
+
+    def _before(self) -> int:
+        """What has not been used since then is too old, in ms since 1970."""
+        retention = self._node.options.retention
+        return 0 if retention is None else wall_ms() - round(retention * 1000)
+
+    def _is_old(self, head: Meta) -> bool:
+        return not head.owner and head.updated <= self._before()
+
+    async def _expire(self, cid: str, head: Meta) -> None:
+        store = self._node.store
+        timers = [*await store.alarms(cid), *(f"{ASK_TIMER}{ask_id}" for ask_id in await store.asks(cid))]
+        if await store.expire(cid, self._before()) == "OK":
+            log.info("nobody has used it for long; erased", conversation_id=cid, updated=head.updated)
+            await clear(self._engine, cid, head.user, timers)
+
+    async def _leftover(self, cid: str) -> None:
+        """Listed, and not there: it is being created, or was erased by a node that did not finish."""
+        now = boottime()
+        if now - self._missing.setdefault(cid, now) < CREATING_S:
+            return
+        store = self._node.store
+        try:
+            await erase_archive(self._engine, cid)
+        except ArchiveUnavailable as error:
+            log.info("the archive is cleared later", conversation_id=cid, error=str(error))
+            return
+        if await store.head(cid) is None:
+            del self._missing[cid]
+            await store.unindex("", cid)
+            self._taken_out.append(cid)
+
+    async def _look_again(self) -> None:
+        """One that was created just when it was taken off the list is listed again."""
+        taken_out, self._taken_out = self._taken_out, []
+        for cid in taken_out:
+            head = await self._node.store.head(cid)
+            if head is not None:
+                await self._node.store.index(head.user, cid)
