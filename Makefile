@@ -78,10 +78,12 @@ RUNS ?= 4
 # How many people talk while nodes are restarted, and how often each node is.
 CLIENTS ?= 50
 ROUNDS ?= 3
+# How many conversations, each with a client, a node has that is killed.
+CONVERSATIONS ?= 1000
 chaos: $(VENV)/.dev-installed tests/js/node_modules/.installed
-	@TEST_KILLS=$(KILLS) TEST_RUNS=$(RUNS) TEST_CLIENTS=$(CLIENTS) TEST_ROUNDS=$(ROUNDS) \
+	@TEST_KILLS=$(KILLS) TEST_RUNS=$(RUNS) TEST_CLIENTS=$(CLIENTS) TEST_ROUNDS=$(ROUNDS) TEST_CONVERSATIONS=$(CONVERSATIONS) \
 		$(BIN)/python -m pytest -q -s tests/cluster/test_kill_windows.py \
-		tests/cluster/test_rolling.py $(ARGS)
+		tests/cluster/test_rolling.py tests/cluster/test_crashes.py $(ARGS)
 	@TEST_ALL_FAULTS=1 $(BIN)/python -m pytest -q tests/cluster/test_faults_of_the_store.py $(ARGS)
 
 docs:

@@ -299,6 +299,10 @@ class Turns:
             await asyncio.shield(ticket.sent)
         except ConvenerError:
             return
+        # Commands of one round of the loop share a write, which the next round begins with. An agent that never gives
+        # the loop back, or ends the process, must not come before it: no node would ever know that the turn was begun,
+        # so its takeovers would not be counted.
+        await asyncio.sleep(0)
         began = time.monotonic()
         answers = Answers(pending.record.answers, self._waits_or_not)
         turn: Turn[Any] = Turn(
