@@ -12,3 +12,6 @@ every member of the cluster speaks a version that does."""
 
 ARCHIVES: Final = 2
 """The first version that reads logs whose beginning is in an archive."""
+
+OLDEST_PROTOCOL: Final = 1
+"""The oldest version that nodes of this one can live beside; others refuse to join (`convener.manager.versions`)."""

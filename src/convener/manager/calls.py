@@ -19,6 +19,7 @@ from convener import errors
 from convener.errors import CallTimeout, ConvenerError, LimitExceeded, OwnerUnavailable, RemoteError
 from convener.ids import new_id
 from convener.manager.context import NodeContext
+from convener.version import OLDEST_PROTOCOL, PROTOCOL
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +31,8 @@ Service = Callable[[Mapping[str, Any]], Awaitable[Any]]
 
 class Envelope(msgspec.Struct, omit_defaults=True):
     """A message of a node's channel. `t` is ``req``, ``rep`` or ``cancel``; `left` is seconds; of an error, `kind`
-    is its class's code and `code` its own, `retry` its `retry_after` (0 for none), and `body` its `extra`.
+    is its class's code and `code` its own, `retry` its `retry_after` (0 for none), and `body` its `extra`. `v` is the
+    sender's protocol; 0.1.0 does not say it.
     """
 
     t: str
@@ -43,6 +45,7 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     code: str = ""
     detail: str = ""
     retry: float = 0.0
+    v: int = 1
 
 
 _decoder = msgspec.json.Decoder(Envelope)
@@ -141,6 +144,7 @@ class Calls:
                 future.set_exception(OwnerUnavailable("the node that was to answer is gone", retry_after=0.5))
 
     async def _publish(self, incarnation: str, envelope: Envelope) -> None:
+        envelope.v = PROTOCOL
         await self._node.store.publish(self._node.store.channel("n", incarnation), _encoder.encode(envelope))
 
     # -- serving ---------------------------------------------------------------------------------------------------
@@ -151,6 +155,10 @@ class Calls:
         except msgspec.MsgspecError:
             self._node.metrics.malformed.labels(where="node").inc()
             log.warning("malformed request skipped", size=len(raw))
+            return
+        if envelope.v < OLDEST_PROTOCOL:
+            self._node.metrics.malformed.labels(where="node").inc()
+            log.warning("a message of an older protocol skipped", protocol=envelope.v)
             return
         if envelope.t == "rep":
             self._on_answer(envelope)

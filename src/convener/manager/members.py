@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -13,11 +14,12 @@ import structlog
 
 from convener.core.membership import BURY_SLACK_MS, DEAD_KEPT_MS, Member, Membership
 from convener.core.placement import successors
-from convener.errors import ConvenerError, OwnershipLost
+from convener.errors import ConfigurationError, ConvenerError, OwnershipLost, StoreUnavailable
 from convener.ids import node_of
 from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeContext
-from convener.version import PROTOCOL, __version__
+from convener.manager.versions import check_protocols, spoken
+from convener.version import OLDEST_PROTOCOL, PROTOCOL, __version__
 
 log = structlog.get_logger(__name__)
 
@@ -59,13 +61,22 @@ class Members:
                 "name": self._node.options.name,
                 "version": __version__,
                 "protocol": PROTOCOL,
+                "oldest": OLDEST_PROTOCOL,
                 "started_at": self.started_at,
                 "state": "draining" if self._node.draining else "active",
             }
         ).decode()
 
     async def join(self) -> None:
-        """JOIN. Raises `OwnershipLost` if this very incarnation is buried."""
+        """JOIN.
+
+        Raises:
+            OwnershipLost: this very incarnation is buried.
+            ConfigurationError: a member speaks a protocol that does not go with this node's.
+        """
+        # Usually nobody ever hears of a node that does not belong here; what counts is the look below.
+        with contextlib.suppress(StoreUnavailable):
+            await self._check_protocols()
         options = self._node.options
         member = Member(
             deadline=0,
@@ -76,6 +87,17 @@ class Members:
         reply = await self._node.store.join(self._node.incarnation, member)
         if reply.outcome != "OK":
             raise OwnershipLost("this incarnation is buried")
+        try:
+            # Of two that join at the same time at least the second one sees the other here.
+            await self._check_protocols()
+        except ConfigurationError:
+            await self.leave()
+            raise
+
+    async def _check_protocols(self) -> None:
+        state = await self._node.store.membership()
+        # What still stands there under this node's own name is what it replaces.
+        check_protocols({i: m for i, m in state.members.items() if spoken(m).name != self._node.options.name})
 
     async def leave(self) -> None:
         """A clean exit buries itself: others take over at once what is left."""

@@ -22,6 +22,7 @@ from convener.errors import StoreUnavailable
 from convener.manager.clock import wall_ms
 from convener.manager.context import NodeContext
 from convener.manager.runner import Runner
+from convener.version import PROTOCOL
 
 log = structlog.get_logger(__name__)
 
@@ -303,5 +304,13 @@ def encode_batch(
         for user, cid in noted
     ]
     return msgspec.json.encode(
-        {"t": "state", "node": node, "ver": version, "messages": messages, "joined": joined, "left": left}
+        {
+            "t": "state",
+            "node": node,
+            "ver": version,
+            "messages": messages,
+            "joined": joined,
+            "left": left,
+            "v": PROTOCOL,
+        }
     )

@@ -14,6 +14,7 @@ from convener.core.directory import Batch
 from convener.errors import ConvenerError
 from convener.manager.context import NodeContext
 from convener.manager.members import Members
+from convener.version import OLDEST_PROTOCOL
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +25,9 @@ PAUSE_S: Final = 0.5
 
 
 class SyncMessage(msgspec.Struct):
-    """A message of the `sync` channel: ``state`` (a batch of one node) or ``members``."""
+    """A message of the `sync` channel: ``state`` (a batch of one node) or ``members``. `v` is the protocol of a batch's
+    sender; 0.1.0 does not say it.
+    """
 
     t: str
     node: str = ""
@@ -32,6 +35,7 @@ class SyncMessage(msgspec.Struct):
     messages: list[dict[str, Any]] = []
     joined: dict[str, str] = {}
     left: list[str] = []
+    v: int = 1
 
 
 _decoder = msgspec.json.Decoder(SyncMessage)
@@ -77,6 +81,10 @@ class Sync:
         except msgspec.MsgspecError:
             self._node.metrics.malformed.labels(where="sync").inc()
             log.warning("malformed state message skipped", size=len(raw))
+            return
+        if message.v < OLDEST_PROTOCOL:
+            self._node.metrics.malformed.labels(where="sync").inc()
+            log.warning("a message of an older protocol skipped", protocol=message.v)
             return
         try:
             self._queue.put_nowait(message)
