@@ -37,10 +37,6 @@ def is_draining(member: Member) -> bool:
     return '"state":"draining"' in member.info
 
 
-class _Spoken(msgspec.Struct):
-    protocol: int = 0
-
-
 class Members:
     """This node's knowledge of the membership, and its part in burying the dead."""
 
@@ -130,7 +126,8 @@ class Members:
 
     def all_speak(self, protocol: int) -> bool:
         """Whether every member speaks at least this version of the protocol."""
-        return all(_protocol(member.info) >= protocol for member in self.state.members.values())
+        members = self.state.members.values()
+        return bool(members) and all(spoken(member).protocol >= protocol for member in members)
 
     async def reap_forever(self) -> None:
         """Bury whose lease has passed; every second with jitter, on every node."""
@@ -239,11 +236,3 @@ class Members:
                             tell(incarnation)
             except ConvenerError as error:
                 log.info("cannot forget", error=str(error))
-
-
-def _protocol(info: str) -> int:
-    """The version of the protocol that a member says it speaks; 0 if it does not say it."""
-    try:
-        return msgspec.json.decode(info, type=_Spoken).protocol
-    except msgspec.MsgspecError:
-        return 0
