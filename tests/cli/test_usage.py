@@ -20,6 +20,7 @@ COMMANDS = [
     "chat",
     "conversations",
     "delete",
+    "doctor",
     "drain",
     "interrupt",
     "kick",
@@ -32,6 +33,7 @@ COMMANDS = [
     "stop",
     "tail",
     "up",
+    "why",
 ]
 CLIENTS = {
     "nodes": ["nodes"],

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +30,7 @@ _REPORT: Final = pytest.StashKey[dict[str, pytest.TestReport]]()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "cluster(nodes=3, app=None, proxied=False, **settings): what the nodes of the `cluster` fixture run with",
+        "cluster(nodes=3, app=None, proxied=False, rights=None, **settings): the `cluster` fixture's nodes run with it",
     )
 
 
@@ -70,6 +72,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def least_rights(user: str) -> list[str]:
+    """The words of ACL SETUSER for a user that may do what `convener doctor --print-acl` says; its password is pw."""
+    command = [sys.executable, "-m", "convener", "doctor", "--print-acl", "--store-user", user]
+    line = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return line.replace(">PASSWORD", ">pw").split()[1:]
+
+
 class Pool:
     """Keeps one cluster at a time: the last one that was asked for."""
 
@@ -81,10 +90,16 @@ class Pool:
         """Between the nodes and the store, if that was asked for."""
 
     def get(
-        self, flavour: Flavour, nodes: int, app: str | None, proxied: bool, settings: Mapping[str, object]
+        self,
+        flavour: Flavour,
+        nodes: int,
+        app: str | None,
+        proxied: bool,
+        rights: tuple[str, ...] | None,
+        settings: Mapping[str, object],
     ) -> Cluster:
         """A cluster like this, healthy, over an empty store."""
-        wanted = (flavour, nodes, app, proxied, tuple(sorted(settings.items())))
+        wanted = (flavour, nodes, app, proxied, rights, tuple(sorted(settings.items())))
         if self._cluster is None or wanted != self._wanted:
             self.close()
             # Whoever puts a proxy in front of the store does worse things to it too.
@@ -93,6 +108,9 @@ class Pool:
             if proxied:
                 self.proxy = self._stack.enter_context(ProxyThread(server.port))
                 detours = dict.fromkeys(range(nodes), self.proxy.url)
+            if rights is not None:
+                server.ask("ACL", "SETUSER", *least_rights("node"), *rights)
+                detours = dict.fromkeys(range(nodes), f"redis://node:pw@127.0.0.1:{server.port}/0")
             made = Cluster(server, nodes, app=app, settings=settings, detours=detours)
             self._cluster = self._stack.enter_context(made)
             self._wanted = wanted
@@ -126,7 +144,8 @@ def cluster(request: pytest.FixtureRequest, pool: Pool, flavour: Flavour) -> Gen
     nothing, and when every conversation is deleted no key of them may be left.
     """
     wanted = _wanted(request.node)
-    made = pool.get(flavour, wanted.pop("nodes", 3), wanted.pop("app", None), wanted.pop("proxied", False), wanted)
+    nodes, app, proxied = wanted.pop("nodes", 3), wanted.pop("app", None), wanted.pop("proxied", False)
+    made = pool.get(flavour, nodes, app, proxied, wanted.pop("rights", None), wanted)
     made.heal()
     yield made
     reports = request.node.stash.get(_REPORT, {})

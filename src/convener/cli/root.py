@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convener.cli import actions, audit, chat, conversations, nodes, operate, questions, send, serve, tail, why
+from convener.cli import actions, audit, chat, conversations, doctor, nodes, operate, questions, send, serve, tail, why
 from convener.cli import up as up_command
 from convener.version import __version__
 
@@ -79,6 +79,7 @@ app.command("interrupt", rich_help_panel=_ACT)(actions.interrupt)
 app.command("stop", rich_help_panel=_ACT)(actions.stop)
 app.command("resume", rich_help_panel=_ACT)(actions.resume)
 app.command("delete", rich_help_panel=_ACT)(actions.delete)
+app.command("doctor", rich_help_panel=_OPERATE)(doctor.doctor)
 app.command("move", rich_help_panel=_OPERATE)(operate.move)
 app.command("drain", rich_help_panel=_OPERATE)(operate.drain)
 app.command("kick", rich_help_panel=_OPERATE)(operate.kick)

@@ -137,7 +137,8 @@ class ClusteredConversationManager(StandaloneConversationManager):
         keep("new life", self._be_reborn)
         if node.options.rebalance:
             keep("balance", self._moves.balance.run)
-        if node.options.fast_burial:
+        if node.options.fast_burial and (await node.store.info()).counts_subscribers:
+            # Others may be able to, so this node acts no longer than if it could bury as well.
             keep("burial watch", self._members.look_forever)
 
     async def _live(self) -> None:

@@ -353,6 +353,8 @@ class StoreInfo:
     version: str | None = None
     memory_ratio: float | None = None
     eviction: str | None = None
+    counts_subscribers: bool = True
+    """Whether BURY can be asked: without, nobody is buried before the lease has ended."""
 
 
 class Store(

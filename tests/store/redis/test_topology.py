@@ -104,7 +104,7 @@ async def test_a_restart_is_another_history_and_a_lost_connection_is_not(own: Se
         await asyncio.to_thread(own.start)
         await wait_until(lambda: len(reconnects) == 2, "the link is back")
         (change,) = told
-        assert change.old == first
+        assert change.old.is_same(first)
         assert change.new.run != first.run
         assert store.history == {"": change.new}
         # Told before anybody else could notice.

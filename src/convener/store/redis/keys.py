@@ -49,6 +49,7 @@ class Keys:
         self.pulse = f"{m}:pulse"  # int, ms. Never deleted: one number.
         self.grace = f"{m}:grace"  # int, ms. Never deleted: one number.
         self.why = f"{m}:why"  # hash, buried incarnation -> `kind|by|ms of silence`. FORGET removes.
+        self.scratch = f"{m}:scratch"  # of any type, within RIGHTS only, which removes it.
         self.sync = f"{m}:sync"  # channel: changes of state and membership.
         self.membership = (self.lease, self.dead, self.info, self.version, self.pulse, self.grace, self.why)
         self._live = f"{m}:live:"

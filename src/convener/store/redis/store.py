@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypedDict
+from typing import Self, TypedDict
 
-from convener.errors import ConfigurationError, StoreFull
+from convener.errors import ConfigurationError
 from convener.store.base import StoreInfo
 from convener.store.redis.address import parse
 from convener.store.redis.cluster import Cluster
 from convener.store.redis.connection import LinkStatistics, Patience
 from convener.store.redis.conversations import RedisConversations
 from convener.store.redis.endpoint import Credentials, Endpoint
-from convener.store.redis.errors import AccessRefused, StoreCommandError
+from convener.store.redis.errors import AccessRefused
 from convener.store.redis.heartbeat import HeartbeatLink
-from convener.store.redis.history import History, NewHistory, lines
+from convener.store.redis.history import History, NewHistory
 from convener.store.redis.keys import Keys
+from convener.store.redis.lint import judge, version_of
 from convener.store.redis.nodes import RedisMembership, RedisNodes
+from convener.store.redis.probe import look, look_again, probe, refused
 from convener.store.redis.retention import RedisRetention
-from convener.store.redis.scripts import SCRIPTS
 from convener.store.redis.sentinel import Primary, UnderSentinels
 from convener.store.redis.subscriber import Subscriber, SubscriberStatistics
 from convener.store.redis.tickets import RedisTickets
 from convener.store.redis.timers import RedisTimers
-from convener.store.redis.topology import Single, Topology, find_name
+from convener.store.redis.topology import Single, Topology
 from convener.store.redis.users import RedisIndex, RedisSlots
 
 _log = logging.getLogger(__name__)
-
-OLDEST: Final = (7, 0)
-"""Sharded pub/sub, script flags and XADD's explicit ids of Redis 7 are what the protocol stands on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +129,7 @@ class RedisStore(
             await self._subscriber.open()
         except AccessRefused as error:
             await self.close()
-            raise ConfigurationError(f"redis_url: {error}") from error
+            raise refused(error, self.keys) from error
         except BaseException:
             await self.close()
             raise
@@ -194,70 +190,38 @@ class RedisStore(
 
     async def info(self) -> StoreInfo:
         """What the servers say of themselves; of several, what is worst."""
-        shown = await self._infos()
-        ratios: list[float] = []
-        for of in shown:
-            used, most = of.get("used_memory", ""), of.get("maxmemory", "")
-            if used.isdigit() and most.isdigit() and int(most):
-                # Buffers of replicas and of the append-only file do not count towards the limit.
-                spared = of.get("mem_not_counted_for_evict", "")
-                ratios.append((int(used) - int(spared if spared.isdigit() else 0)) / int(most))
-        versions = {version for of in shown if (version := of.get("valkey_version") or of.get("redis_version"))}
-        policies = await self._policies(shown)
+        facts = await look_again(self.topology)
+        versions = {v for of in facts if (v := of.info.get("valkey_version") or of.info.get("redis_version"))}
+        policies = [of.policy for of in facts if of.policy is not None]
         return StoreInfo(
-            kind="valkey" if any("valkey_version" in of for of in shown) else "redis",
-            version=min(versions, key=_numbers, default=None),
-            memory_ratio=max(ratios, default=None),
+            kind="valkey" if any("valkey_version" in of.info for of in facts) else "redis",
+            version=min(versions, key=version_of, default=None),
+            memory_ratio=max((ratio for of in facts if (ratio := of.ratio()) is not None), default=None),
+            counts_subscribers=self.capabilities.counts_subscribers,
             eviction=next((policy for policy in policies if policy.startswith("allkeys")), next(iter(policies), None)),
         )
 
-    async def _infos(self) -> Sequence[Mapping[str, str]]:
-        replies = await asyncio.gather(*self.topology.each("INFO"), return_exceptions=True)
-        return [lines(_shown(reply)) for reply in replies]
-
-    async def _policies(self, shown: Sequence[Mapping[str, str]]) -> Sequence[str]:
-        """The eviction policies that can be seen."""
-        if all("maxmemory_policy" in of for of in shown):
-            return [of["maxmemory_policy"] for of in shown]
-        asked = self.topology.each("CONFIG", "GET", "maxmemory-policy")
-        replies = [_shown(reply) for reply in await asyncio.gather(*asked, return_exceptions=True)]
-        return [reply[1].decode() for reply in replies if reply is not None and len(reply) == 2]
-
     async def _probe(self) -> Capabilities:
-        shown = await self._infos()
-        versions = [_numbers(of["redis_version"]) for of in shown if "redis_version" in of]
-        version = min(versions, default=None)
-        if version is not None and version < OLDEST:
-            raise ConfigurationError(f"redis_url: needs Redis 7.0 or later, this is {version[0]}.{version[1]}")
-        policies = await self._policies(shown)
-        for policy in policies:
-            if policy.startswith("allkeys"):
-                raise ConfigurationError(
-                    f"redis_url: maxmemory-policy is {policy}: it deletes conversations; use noeviction"
-                )
-        counts = await self._try_scripts()
-        if not counts:
-            _log.warning("the store's scripts cannot count subscribers: fast burial is not possible")
-        waits = await asyncio.gather(self.topology.execute(self.keys.version, "WAIT", 0, 1), return_exceptions=True)
-        return Capabilities(version, counts, next(iter(policies), None), isinstance(_shown(waits[0]), int))
+        """Find out what the servers are and allow; log what is not as it should be.
 
-    async def _try_scripts(self) -> bool:
-        """Run a script like ours, and publish to each kind of channel; then on every server. Whether scripts count
-        subscribers where the membership is.
+        Raises:
+            ConfigurationError: too old, deletes conversations, or forbids what nodes cannot do without.
         """
-        k = self.keys
-        try:
-            counts = await self.topology.call(SCRIPTS["probe"], (k.version,), k.live("probe"))
-            for channel in (k.channel("probe"), k.node_channel("probe")):
-                await self.topology.execute(channel, "SPUBLISH", channel, "")
-            for place in self.topology.targets():
-                there = find_name(self.topology, place, lambda number: f"probe{number}", k.node_channel)
-                await self.topology.call(SCRIPTS["probe"], (k.records(there),), k.node_channel(there))
-        except StoreFull:
-            raise
-        except StoreCommandError as error:
-            raise ConfigurationError(f"redis_url: the server cannot run convener's scripts: {error}") from error
-        return counts == 1
+        facts = await look(self.topology)
+        for finding in judge(facts, 1.0):
+            if finding.verdict == "refused" and finding.check in ("version", "eviction"):
+                raise ConfigurationError(f"redis_url: {finding.check}: {finding.says}; {finding.advice}")
+            # How full it is, is looked at all the time by who has a mark for it.
+            if finding.verdict in ("refused", "reduced") and finding.check != "memory":
+                _log.warning("the store, %s: %s; %s", finding.check, finding.says, finding.advice)
+        rights = await probe(self.topology, self.keys)
+        if not rights.counts_subscribers:
+            _log.warning("the store's scripts cannot count subscribers: fast burial is not possible")
+        versions = [version_of(of.info["redis_version"]) for of in facts if "redis_version" in of.info]
+        policies = [of.policy for of in facts if of.policy is not None]
+        return Capabilities(
+            min(versions, default=None), rights.counts_subscribers, next(iter(policies), None), rights.waits
+        )
 
 
 def make_topology(
@@ -297,20 +261,3 @@ class _Options(TypedDict):
     max_in_flight: int
     on_reconnect: Callable[[], None] | None
     on_new_history: Callable[[NewHistory], None] | None
-
-
-def _shown(reply: Any) -> Any:
-    """A reply; None where an access list forbids the command, or the server does not know it.
-
-    Raises: every other error.
-    """
-    if isinstance(reply, AccessRefused | StoreCommandError):
-        return None
-    if isinstance(reply, BaseException):
-        raise reply
-    return reply
-
-
-def _numbers(version: str) -> tuple[int, int]:
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return (int(found[1]), int(found[2])) if found else OLDEST
