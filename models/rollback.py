@@ -2,9 +2,10 @@
 
 `Inbox`: one owner that survives, messages with ids, a store whose replica may lag, and one fail-over that brings the
 replica's state back. SEND gives the next dense position and remembers the id in `seen`. The owner takes entries in
-(log entry, cursor, trim); after the fail-over it appends from memory what the log lost. It may also crash; the next
-owner knows only what the store has. Wanted: no id twice in the log; a message accepted after the fail-over, or still in
-the memory of an owner that survived, is in the log when nothing is left to do.
+(log entry with the position in it, cursor, trim); after the fail-over it appends from memory what the log lost. It may
+also crash; the next owner knows only what the store has. Wanted: neither an id nor a position twice in the log; a
+message accepted after the fail-over, or still in the memory of an owner that survived, is in the log when nothing is
+left to do.
 
 `View`: one node that forwards log entries to its clients and now and then misses a publication without noticing.
 Wanted: what was shown is the log, as it is, up to some entry.
@@ -28,8 +29,11 @@ class InboxGuards:
 
     by_store_cursor: bool = True
     """After a reconnect the owner reads on from the store's cursor, not from its own number."""
-    repair_keeps_cursor: bool = True
-    """Repair appends log entries only; it neither moves the cursor nor trims the inbox."""
+    repair_renumbers: bool = True
+    """Repair gives what stays in the inbox new positions, above all that the owner has ever taken in; only so may it
+    move the cursor there."""
+    repair_moves_cursor: bool = True
+    """Repair moves the cursor to where the owner was, and removes what is below it."""
     repair_settles_seen: bool = True
     """Repair marks the ids as taken in (position 0), and removes an inbox entry with the same id."""
     taken_by_seen: bool = True
@@ -41,7 +45,7 @@ class InboxGuards:
 class Store(NamedTuple):
     """One conversation in the store. `seen` is sorted by id."""
 
-    log: tuple[str, ...] = ()
+    log: tuple[tuple[int, str], ...] = ()
     position: int = 0
     cursor: int = 0
     inbox: tuple[tuple[int, str], ...] = ()
@@ -50,6 +54,11 @@ class Store(NamedTuple):
     def remembering(self, ids: dict[str, int]) -> Store:
         """The same with other positions in `seen`."""
         return self._replace(seen=tuple(sorted({**dict(self.seen), **ids}.items())))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The messages in the log."""
+        return tuple(message for _, message in self.log)
 
 
 class InboxState(NamedTuple):
@@ -61,7 +70,7 @@ class InboxState(NamedTuple):
     store: Store = Store()
     replica: Store = Store()
     failed_over: bool = False
-    memory: tuple[str, ...] = ()
+    memory: tuple[tuple[int, str], ...] = ()
     taken: int = 0
     heard: frozenset[int] = frozenset()
     verified: bool = True
@@ -122,12 +131,13 @@ class Inbox:
                     failed_over=True,
                     verified=False,
                     heard=frozenset(),
-                    owed=frozenset(state.memory),
+                    owed=frozenset(message for _, message in state.memory),
                 ),
             )
         if state.crashes < self.guards.crashes:
             # Gone with the owner's memory: what neither log nor inbox has.
-            gone = frozenset(state.memory) - frozenset(store.log) - frozenset(message for _, message in store.inbox)
+            known = frozenset(message for _, message in (*store.log, *store.inbox))
+            gone = frozenset(message for _, message in state.memory) - known
             yield world(
                 "the owner crashes, another claims",
                 state._replace(
@@ -142,14 +152,22 @@ class Inbox:
 
     def _repaired(self, state: InboxState) -> Step[InboxState]:
         """APPEND met a gap: the store's log has lost what the owner still knows."""
-        store, lost = state.store, state.memory[len(state.store.log) :]
+        guards, store = self.guards, state.store
+        lost = [message for _, message in state.memory[len(store.log) :]]
         repaired = store._replace(log=state.memory)
-        if not self.guards.repair_keeps_cursor:
-            inbox = tuple(entry for entry in repaired.inbox if entry[0] > state.taken)
-            repaired = repaired._replace(cursor=state.taken, inbox=inbox)
-        if self.guards.repair_settles_seen:
+        if guards.repair_settles_seen:
             repaired = repaired._replace(inbox=tuple(entry for entry in repaired.inbox if entry[1] not in lost))
             repaired = repaired.remembering(dict.fromkeys(lost, 0))
+        if guards.repair_renumbers:
+            top = max(state.taken, repaired.cursor)
+            if any(position <= top for position, _ in repaired.inbox):
+                inbox = tuple((top + i, message) for i, (_, message) in enumerate(repaired.inbox, start=1))
+                repaired = repaired._replace(inbox=inbox).remembering({message: at for at, message in inbox})
+            last = repaired.inbox[-1][0] if repaired.inbox else 0
+            repaired = repaired._replace(position=max(repaired.position, top, last))
+        if guards.repair_moves_cursor:
+            inbox = tuple(entry for entry in repaired.inbox if entry[0] > state.taken)
+            repaired = repaired._replace(cursor=state.taken, inbox=inbox)
         return system(f"the owner repairs {', '.join(lost)}", state._replace(store=repaired))
 
     def _reread(self, state: InboxState) -> Step[InboxState]:
@@ -175,8 +193,8 @@ class Inbox:
             if self.guards.taken_by_seen:
                 fresh = dict(store.seen).get(message) == position
             else:
-                fresh = message not in memory
-            new = (message,) if fresh else ()
+                fresh = message not in [known for _, known in memory]
+            new = ((position, message),) if fresh else ()
             left = tuple(entry for entry in store.inbox if entry[0] > position)
             store = store._replace(log=store.log + new, cursor=position, inbox=left)
             memory += new
@@ -185,9 +203,11 @@ class Inbox:
     def violation(self, state: InboxState, quiet: bool) -> str | None:
         """See `Model`."""
         store = state.store
-        if len(set(store.log)) < len(store.log):
+        if len(set(store.ids)) < len(store.log):
             return f"I8: an id is twice in the log {store.log}"
-        missing = sorted(message for message in state.owed & state.accepted if message not in store.log)
+        if len({position for position, _ in store.log}) < len(store.log):
+            return f"I8: a position is twice in the log {store.log}"
+        missing = sorted(message for message in state.owed & state.accepted if message not in store.ids)
         if quiet and missing:
             return f"I8: {missing} accepted, and never in the log {store.log} (cursor {store.cursor})"
         return None
@@ -292,18 +312,30 @@ RUNS: Final = (
         lambda: Inbox(InboxGuards(repair_settles_seen=False, taken_by_seen=False, crashes=1)),
     ),
     Run(
+        "repair-as-it-is",
+        "repair may leave the cursor where it is: nothing is lost, but the head says that answered messages wait",
+        lambda: Inbox(InboxGuards(repair_moves_cursor=False)),
+    ),
+    Run(
         "own-number",
-        "the owner reads on from its own number",
-        lambda: Inbox(InboxGuards(by_store_cursor=False)),
+        "the owner reads on from its own number, and repair leaves numbers and cursor alone",
+        lambda: Inbox(InboxGuards(by_store_cursor=False, repair_renumbers=False, repair_moves_cursor=False)),
         breaks="I8",
         length=7,
     ),
     Run(
         "repair-moves-cursor",
-        "repair writes the cursor that the owner had",
-        lambda: Inbox(InboxGuards(repair_keeps_cursor=False)),
+        "repair writes the cursor that the owner had, and leaves the numbers in the inbox alone",
+        lambda: Inbox(InboxGuards(repair_renumbers=False)),
         breaks="I8",
         length=7,
+    ),
+    Run(
+        "repair-leaves-numbers",
+        "repair leaves cursor and numbers alone, and a message gets the number of a repaired one",
+        lambda: Inbox(InboxGuards(repair_renumbers=False, repair_moves_cursor=False)),
+        breaks="I8",
+        length=6,
     ),
     Run(
         "repair-leaves-seen",

@@ -22,7 +22,16 @@ from hypothesis import strategies as st
 from convener.core.admission import Slot
 from convener.core.cursor import Cursor
 from convener.core.directory import Record
-from convener.core.model import MESSAGES, REMEMBERED, AppendRequest, ClaimRequest, InboxEntry, Meta, NewMessage
+from convener.core.model import (
+    MESSAGES,
+    REMEMBERED,
+    AppendRequest,
+    ClaimRequest,
+    InboxEntry,
+    Meta,
+    NewMessage,
+)
+from convener.core.repair import RepairRequest
 from convener.core.view import Place
 from convener.core.wire import answer_event, event, input_event
 from convener.store.base import Store
@@ -63,7 +72,7 @@ NAMES = (
     *("append", "append", "release", "release", "disown", "stop", "finish", "resume", "patch", "erase", "read"),
     *("reserve", "reserve", "unreserve", "enqueue", "dequeue", "put_record", "drop_record", "flush"),
     *("index", "unindex", "interrupt", "ask", "ask", "answer", "answer", "begin", "pieces", "pieces", "park", "resume"),
-    *("set_alarm", "set_alarm", "fire", "drop_alarm", "set_timer", "set_timer", "clear_timer"),
+    *("set_alarm", "set_alarm", "fire", "drop_alarm", "set_timer", "set_timer", "clear_timer", "repair", "repair"),
 )
 steps = st.builds(
     Step,
@@ -297,6 +306,27 @@ async def append(u: Subject, s: Step, m: Meta) -> Any:
     )
 
 
+async def repair(u: Subject, s: Step, m: Meta) -> Any:
+    """Any owner wants to write again what no store has lost."""
+    page = await u.store.read(u.cid, Cursor(), 1_000)
+    epoch, seq = page.tip if page is not None else (0, 0)
+    request = RepairRequest(
+        *(m.owner if s.off < 1 or s.flag else NODES[s.node], u.epoch(s.back), f"n{s.nonce}", u.user, m.generation, 1),
+        *("{}", (epoch, seq + min(s.off, 0)), tuple(event("reply", "t1", 1, str(i)) for i in range(s.count))),
+        batch=f"b{s.nonce}" if s.count else "",
+        cursor=m.cursor + s.message - 1,
+        done=m.done,
+        base=m.base + s.nonce,
+        halted=m.halted,
+        settled=tuple(f"m{i}" for i in range(s.message, 6)) if s.nonce else (),
+        answered=(f"t{m.done + 1}.0",),
+        asks=asks(s, m)[: s.nonce],
+        closes=s.flag,
+        state=b"repaired" if s.message == 1 else None,
+    )
+    return await u.store.repair(u.cid, request)
+
+
 async def release(u: Subject, s: Step, m: Meta) -> Any:
     return await u.store.release(u.cid, m.owner or NODES[s.node], u.epoch(s.back), m.seq + s.off)
 
@@ -381,8 +411,8 @@ async def unindex(u: Subject, s: Step, m: Meta) -> Any:
 STEPS: dict[str, Callable[[Subject, Step, Meta], Any]] = {
     function.__name__: function
     for function in (
-        *(create, send, unsend, claim, resolve, take_in, end, append, release, disown, stop, finish, resume, patch),
-        *(erase, read, reserve, unreserve, enqueue, dequeue, put_record, drop_record, flush, index, unindex),
+        *(create, send, unsend, claim, resolve, take_in, end, append, repair, release, disown, stop, finish, resume),
+        *(patch, erase, read, reserve, unreserve, enqueue, dequeue, put_record, drop_record, flush, index, unindex),
         *(interrupt, ask, answer, begin, pieces, park, set_alarm, fire, drop_alarm, set_timer, clear_timer),
     )
 }

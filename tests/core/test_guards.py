@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from convener.core import admission, conversation, intents, lease, membership, retention
+from convener.core import admission, conversation, intents, lease, membership, repair, retention
 from tests.core import (
     test_admission,
     test_alarms,
@@ -22,6 +22,7 @@ from tests.core import (
     test_interrupt,
     test_lease,
     test_membership,
+    test_repair,
     test_retention,
 )
 from tests.core.mutants import Mutant, mutants
@@ -36,6 +37,7 @@ WATCHED: dict[ModuleType, tuple[list[ModuleType], type[RuleBasedStateMachine]]] 
     admission: ([test_admission], Starts),
     membership: ([test_membership], Burial),
     lease: ([test_lease], Burial),
+    repair: ([test_repair], Ownership),
 }
 
 HARMLESS: dict[str, str] = {
@@ -44,6 +46,8 @@ HARMLESS: dict[str, str] = {
     "_asks: `request.asks` always True": "opens no question",
     "append: `done > meta.done` always True": "forgets sooner what is answered and beyond the window",
     "append: `done > meta.done` with the bound moved": "forgets sooner what is answered and beyond the window",
+    "repair: `entries` always True #2": "appends no entry",
+    "repair: `request.asks` always True": "opens no question",
 }
 """Mutants that behave like the original, with the reason."""
 

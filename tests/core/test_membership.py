@@ -17,6 +17,7 @@ from convener.core.membership import (
     join,
     leave,
     reap,
+    rebury,
     renew,
     supersede,
 )
@@ -284,3 +285,12 @@ def test_forget_what_old_nodes_have_left_of_burials() -> None:
     state = leave(replace(state, dead=old), "c~1", T0)
     assert state.burials.keys() == {"a~1", "b~1", "c~1"}
     assert forget(state, "b~1", 0, T0).burials.keys() == {"c~1"}
+
+
+def test_rebury_writes_what_was_lost() -> None:
+    state = rebury(cluster("a~1", "b~1"), ["a~1", "c~1"], T0 + 1)
+    assert (set(state.members), dict(state.dead)) == ({"b~1"}, {"a~1": T0 + 1, "c~1": T0 + 1})
+    assert state.version == cluster("a~1", "b~1").version + 1
+    assert rebury(state, ["a~1", "c~1"], T0 + 2) == state
+    assert rebury(state, [], T0 + 2) == state
+    assert rebury(state, ["a~1", "b~1"], T0 + 3).dead == {"a~1": T0 + 1, "b~1": T0 + 3, "c~1": T0 + 1}

@@ -33,6 +33,7 @@ from convener.core.model import (
     NewMessage,
     OpenAsks,
     Publish,
+    Remember,
     SendReply,
     SetMeta,
     SetState,
@@ -105,7 +106,10 @@ class World:
                     self.seen[entry.message_id] = entry.position
             case DropInbox(position, message_id):
                 self.inbox = [e for e in self.inbox if e.position != position]
-                del self.seen[message_id]
+                if message_id:
+                    del self.seen[message_id]
+            case Remember(message_id, position):
+                self.seen[message_id] = position
             case TrimInbox(position):
                 self.inbox = [e for e in self.inbox if e.position > position]
             case TrimSeen(position):

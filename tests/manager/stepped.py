@@ -49,7 +49,7 @@ async def idle(manager: ClusteredConversationManager, cid: str) -> None:
 
     def is_idle() -> bool:
         runner = manager.engine.runner(cid)
-        return runner is not None and not runner.busy and runner._appender.quiet  # pyright: ignore[reportPrivateUsage]
+        return runner is not None and not runner.busy and runner.appender.quiet
 
     await wait_until(is_idle, f"{cid} is idle")
 

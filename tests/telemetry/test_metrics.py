@@ -30,6 +30,8 @@ NAMES = {
     "convener_store_errors": {"kind"},
     "convener_store_memory_ratio": set[str](),
     "convener_store_evicts": set[str](),
+    "convener_log_entries_lost": set[str](),
+    "convener_log_entries_repaired": set[str](),
     "convener_invariant_violations": {"invariant"},
     "convener_background_restarts": {"task"},
     "convener_malformed": {"where"},

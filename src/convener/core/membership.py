@@ -7,7 +7,7 @@ not bury the healthy: whoever finds `pulse` (the latest renewal of anybody) olde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -197,6 +197,15 @@ def inherit(state: Membership, now: int) -> Membership:
     after = _buried(state, names, "superseded", "", now)
     # Of them nothing but the names is known.
     return replace(after, burials={**state.burials, **dict.fromkeys(names, Burial("superseded"))}) if names else state
+
+
+def rebury(state: Membership, incarnations: Collection[str], now: int) -> Membership:
+    """REBURY: write burials again that the store has lost; burial is terminal, whatever was lost of it (I10)."""
+    names = tuple(name for name in incarnations if name not in state.dead)
+    if not names:
+        return state
+    members = {k: v for k, v in state.members.items() if k not in names}
+    return replace(state, members=members, dead={**state.dead, **dict.fromkeys(names, now)}, version=state.version + 1)
 
 
 def forget(state: Membership, incarnation: str, kept_ms: int, now: int) -> Membership:

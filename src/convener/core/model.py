@@ -168,10 +168,18 @@ class AddInbox:
 
 @dataclass(frozen=True, slots=True)
 class DropInbox:
-    """Remove one entry and forget its message id."""
+    """Remove one entry and forget its message id, if one is given."""
 
     position: int
     message_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Remember a message id under a position; 0: it was repaired into the log."""
+
+    message_id: str
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +262,7 @@ Effect = (
     | TrimLog
     | AddInbox
     | DropInbox
+    | Remember
     | TrimInbox
     | TrimSeen
     | SetState

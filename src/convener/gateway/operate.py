@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query
@@ -34,7 +35,7 @@ def readiness(context: GatewayContext) -> Readiness:
         return Readiness(False, checks={"gateway": "not running"})
     found = context.operations.readiness()
     if context.leaving or context.closing:
-        return Readiness(False, checks={**found.checks, "gateway": "shutting down"})
+        return Readiness(False, checks={**found.checks, "gateway": "shutting down"}, fallbacks=found.fallbacks)
     return found
 
 
@@ -56,6 +57,8 @@ async def ready(
     answer: dict[str, object] = {"status": state}
     if verbose is not None:
         answer["checks"] = dict(found.checks)
+        if found.fallbacks:
+            answer["fallbacks"] = [asdict(report) for report in found.fallbacks]
     return Json(answer, 200 if found.ready else 503)
 
 

@@ -277,11 +277,30 @@ class Audit(BaseModel):
     nodes: int
 
 
+class Fallback(BaseModel):
+    """A store that was there again with less than it had confirmed, as this node has found it."""
+
+    at: int = Field(description="When it was noticed, in ms since 1970.")
+    store: str = Field(description="The server; empty for the only one.")
+    way: Literal["restart", "fail-over", "replaced", "unnoticed"] = Field(
+        description="`unnoticed`: nothing but a write has shown it."
+    )
+    missing_bytes: int | None = Field(description="What the server lacks for certain, at least; null: unknown.")
+    conversations: int = Field(description="Conversations that this node owned then.")
+    lost: int = Field(description="Their log entries that were confirmed and were missing.")
+    repaired: int = Field(description="How many of these this node has written again.")
+    unrepaired: int = Field(description="Conversations that lost what this node could not write again.")
+    verified: bool = Field(description="Everything that this node owned was looked at since.")
+
+
 class Ready(BaseModel):
     """Whether the node may receive traffic."""
 
     status: Literal["ready", "degraded", "unready"]
     checks: dict[str, str] | None = Field(default=None, description="With `?verbose`: what was looked at.")
+    fallbacks: list[Fallback] | None = Field(
+        default=None, description="With `?verbose`: the last times that the store had lost something, oldest first."
+    )
 
 
 class Alive(BaseModel):

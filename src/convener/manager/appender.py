@@ -4,6 +4,9 @@ Up to `CHAIN` batches are under way, each expecting the end of the one before; w
 gathered into the next. A pending batch is retried unchanged under its id, never replaced: after lost replies the
 store's last batch id tells which of them were written, and all before it count as written too. Nothing is sent
 while the lease is not good (I7); what was already sent is fenced by the store.
+
+A store that has fallen back refuses what follows on entries that it has lost. The appender then holds still until its
+owner has verified the conversation and repaired it out of the `tail`; what flies is sent again after that.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from typing import Final, Protocol
 
 import structlog
 
-from convener.core.model import AppendReply, AppendRequest, Closing, LogEntry
+from convener.core.model import AppendReply, AppendRequest, Closing, LogEntry, Meta
 from convener.errors import OwnershipLost, StaleEpoch, StoreUnavailable
+from convener.manager.clock import boottime
 from convener.manager.context import NodeContext
+from convener.manager.tail import Tail
 
 log = structlog.get_logger(__name__)
 
@@ -101,16 +106,31 @@ class Owner(Protocol):
 
     def diverged(self) -> None: ...
 
+    def fell_back(self) -> None: ...
+
 
 class Appender:
-    """Writes one conversation's log under one epoch."""
+    """Writes one conversation's log under one epoch.
+
+    Args:
+        mine: the head as it was when the ownership began.
+        opened: the `open` entry, None if it is not known.
+        name: of a batch, by the seq before it.
+    """
 
     def __init__(
-        self, node: NodeContext, cid: str, epoch: int, seq: int, owner: Owner, name: Callable[[int], str]
+        self,
+        node: NodeContext,
+        cid: str,
+        mine: Meta,
+        opened: LogEntry | None,
+        owner: Owner,
+        name: Callable[[int], str],
     ) -> None:
         self._node = node
         self._cid = cid
-        self._epoch = epoch
+        self._epoch = mine.epoch
+        self.tail = Tail(node.tails, mine, opened, boottime())
         self._me = node.incarnation
         self._lease = node.lease
         self._owner = owner
@@ -122,10 +142,12 @@ class Appender:
         self._retrying = False
         self._lapsed = False
         self._closed = False
-        self.sent_seq = seq
+        self._going = asyncio.Event()
+        self._going.set()
+        self.sent_seq = mine.seq
         """The seq after everything that was sent."""
-        self.written_seq = seq
-        self.next_seq = seq
+        self.written_seq = mine.seq
+        self.next_seq = mine.seq
         """The seq after everything that was submitted."""
 
     @property
@@ -151,7 +173,7 @@ class Appender:
 
     def push(self) -> None:
         """Send what waits, as far as chain and lease allow. Called again when either improves."""
-        while self._waiting and len(self._flying) < CHAIN and not self._retrying and not self._closed:
+        while self._waiting and len(self._flying) < CHAIN and not (self._retrying or self._closed or self.held):
             if not self._lease.valid():
                 self._wait_for_lease()
                 return
@@ -230,7 +252,10 @@ class Appender:
         self.push()
 
     def _take(self, batch: Batch, reply: AppendReply) -> None:
-        if reply.outcome == "FENCED":
+        if self._has_fallen_back(reply):
+            self.hold()
+            self._owner.fell_back()
+        elif reply.outcome == "FENCED":
             self._node.metrics.fenced_appends.inc()
             self.close()
             self._owner.fenced()
@@ -238,6 +263,12 @@ class Appender:
             self._settle(batch)
         elif batch in self._flying:
             self._explain(batch, reply)
+
+    def _has_fallen_back(self, reply: AppendReply) -> bool:
+        """Whether the store knows less than it has confirmed: neither epochs nor seqs go back otherwise."""
+        if reply.outcome == "FENCED":
+            return reply.epoch < self._epoch
+        return reply.outcome == "GAP" and reply.seq < self.written_seq
 
     def _explain(self, batch: Batch, reply: AppendReply) -> None:
         """GAP: find out from the last batch id what was written although its reply was lost."""
@@ -267,6 +298,7 @@ class Appender:
             batch = self._flying.popleft()
             request = batch.request
             self.written_seq = batch.end
+            self.tail.keep(request, boottime())
             for ticket in batch.tickets:
                 if not ticket.written.done():
                     ticket.written.set_result(None)
@@ -283,8 +315,8 @@ class Appender:
     async def _again(self) -> None:
         """Send all that flies once more, unchanged and in order, when every earlier attempt has its outcome."""
         await asyncio.sleep(RETRY_PAUSE_S)
-        await self._landed.wait()
-        while not self._closed and not self._lease.valid():
+        await self.landed()
+        while not self._closed and (self.held or not self._lease.valid()):
             if self._lease.ended:
                 return
             await asyncio.sleep(RETRY_PAUSE_S)
@@ -294,9 +326,39 @@ class Appender:
                 self._send(batch)
             self.push()
 
+    def hold(self) -> None:
+        """Send nothing until `go_on`: the store may have fallen back, and nothing may be done under an ownership that
+        was not verified.
+        """
+        self._going.clear()
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing is sent until the conversation was verified."""
+        return not self._going.is_set()
+
+    async def going_on(self) -> None:
+        """Wait until the conversation was verified."""
+        await self._going.wait()
+
+    async def landed(self) -> None:
+        """Wait until every command under way has its outcome."""
+        if self._under_way:
+            await self._landed.wait()
+
+    def go_on(self) -> None:
+        """The store has all that it has confirmed: send what flies again, then what waits."""
+        if self.held:
+            self._going.set()
+            if self._flying:
+                self._retry()
+            self.push()
+
     def close(self) -> None:
         """Send nothing more; what is not known to be written fails with `StaleEpoch`."""
         self._closed = True
+        self._going.set()
+        self.tail.clear()
         for batch in self._flying:
             self._fail(batch.tickets)
         for update in self._waiting:

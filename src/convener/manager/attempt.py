@@ -14,6 +14,7 @@ class Attempt:
     """What a start holds so far, to be given back if it fails.
 
     Attributes:
+        fallbacks: how often the store had fallen back when it began.
         source: the live node that hands the conversation over, "" for none.
         read: the slot as it was before.
     """
@@ -22,6 +23,7 @@ class Attempt:
     meta: Meta
     nonce: str
     incarnation: str
+    fallbacks: int
     source: str = ""
     read: Slot | None = None
     slot: bool = False

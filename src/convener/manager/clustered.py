@@ -120,6 +120,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
         self._sync.on_missed.append(self._lists.relist)
         engine.admission.poke = self._poke
         engine.hibernate_elsewhere = self._ask_to_hibernate
+        engine.verifier.membership, engine.verifier.on_fallback = self._members.verify, self._members.fell_back
         self._watch_health()
         keep("event loop tick", self._tick)
         await self._live()
@@ -147,12 +148,16 @@ class ClusteredConversationManager(StandaloneConversationManager):
         await self._calls.open()
         await self._members.join()
         # Who renews before it is a member would be told that it is dead.
-        heartbeat = Heartbeat(node, node.store.heartbeat_link, self._members.info, self._on_version, self._rebirth.set)
-        self._heartbeat = heartbeat
-        heartbeat.start()
+        self._start_heartbeat()
         await node.lease.wait_valid(node.options.start_timeout)
         await self._members.refresh()
         node.supervisor.spawn("supersede", self._members.supersede())
+
+    def _start_heartbeat(self) -> None:
+        node = self.engine.node
+        heartbeat = Heartbeat(node, node.store.heartbeat_link, self._members.info, self._on_version, self._rebirth.set)
+        self._heartbeat = heartbeat
+        heartbeat.start()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -244,6 +249,8 @@ class ClusteredConversationManager(StandaloneConversationManager):
         node = self.engine.node
         while True:
             await self._rebirth.wait()
+            if await self._was_lost():
+                continue
             old, alive = node.incarnation, False
             if node.draining:
                 node.lease.end()
@@ -260,6 +267,32 @@ class ClusteredConversationManager(StandaloneConversationManager):
             self._recovery.walk(old)
             if node.draining:
                 self._rebirth.clear()
+
+    async def _was_lost(self) -> bool:
+        """Whether this node is no member only because the store has fallen back to before it joined: then it is one
+        again. Who is buried stays so (I10); a burial that was lost as well is written again by whoever remembers it.
+        """
+        node = self.engine.node
+        if node.draining or node.lease.ended:
+            return False
+        try:
+            state = await node.store.membership()
+            if node.incarnation in state.dead or node.incarnation in state.members:
+                return False
+            log.warning("the store has lost that this node is a member", node=node.incarnation)
+            self._rebirth.clear()
+            await self._stop_heartbeat()
+            await self._members.join()
+        except OwnershipLost:
+            self._rebirth.set()
+            return False
+        except ConvenerError as error:
+            log.info("cannot join again", node=node.incarnation, error=str(error))
+            await asyncio.sleep(0.2)
+            self._rebirth.set()
+            return True
+        self._start_heartbeat()
+        return True
 
     async def _end_life(self) -> None:
         """End everything of this incarnation, then be another one."""

@@ -13,6 +13,7 @@ from convener.errors import OwnershipLost, StoreUnavailable
 from convener.manager.lease import Lease
 from convener.manager.storage import Storage
 from convener.manager.supervisor import Supervisor
+from convener.manager.tail import Budget
 from convener.manager.traits import Traits
 from convener.store.archive import LogReader
 from convener.store.base import Store
@@ -111,6 +112,9 @@ class NodeContext:
     traits: Traits = field(default_factory=Traits)
     struck: asyncio.Lock = field(default_factory=asyncio.Lock)
     storage: Storage = field(default_factory=Storage)
+    tails: Budget = field(default_factory=Budget)
+    fallbacks: int = 0
+    """How often the store has fallen back, as far as this node was told."""
 
     def owns(self, incarnation: str) -> bool:
         """Whether `incarnation` is this life of this node."""

@@ -15,7 +15,7 @@ import structlog
 
 from convener.core.cursor import Cursor
 from convener.core.directory import LoopStatus
-from convener.core.model import ClaimReason, Created, Meta, NewMessage
+from convener.core.model import ClaimReason, Created, LogEntry, Meta, NewMessage
 from convener.errors import (
     ConvenerError,
     ConversationBusy,
@@ -34,14 +34,16 @@ from convener.manager.base import ClientSink, SendResult, StopResult
 from convener.manager.clock import boottime
 from convener.manager.context import NodeContext
 from convener.manager.feeds import ClientFeed
+from convener.manager.host import EndReason
 from convener.manager.intake import stop_reason
 from convener.manager.intents import Intents, refuse
 from convener.manager.jsontext import to_json
 from convener.manager.records import Records
 from convener.manager.retention import clear
-from convener.manager.runner import EndReason, Runner
+from convener.manager.runner import Runner
 from convener.manager.starter import Queued, Started, Starter
 from convener.manager.supervisor import cancel_and_wait
+from convener.manager.verify import Verifier
 from convener.manager.views import View, Views
 from convener.manager.wakes import Wakes
 
@@ -90,6 +92,8 @@ class Engine:
         self.admission.start = self.starter.ensure
         self.wakes = Wakes(self)
         self.intents = Intents(self)
+        self.verifier = Verifier(self)
+        self.records.stray = self.verifier.stray
         self.hibernate_elsewhere: Hibernate | None = None
         self.elsewhere: Elsewhere | None = None
         self._restarting = Counter[str]()
@@ -101,6 +105,7 @@ class Engine:
         keep("waiting starts", self.admission.run)
         keep("idle conversations", self._hibernate_idle)
         keep("owed wakes", self.wakes.run)
+        self.verifier.begin()
 
     # -- runners -----------------------------------------------------------------------------------------------
 
@@ -120,15 +125,22 @@ class Engine:
         """Whether there is no other node that takes conversations."""
         return self.elsewhere is None or not self.elsewhere.exists()
 
-    def adopt(self, view: View, meta: Meta, reason: ClaimReason) -> Runner:
+    def adopt(self, view: View, meta: Meta, reason: ClaimReason, opened: LogEntry | None, fallbacks: int) -> Runner:
         """This node owns the conversation: run it. Takes over the caller's reference to the view."""
-        runner = Runner(self.node, self, view, meta, reason)
+        runner = Runner(self.node, self, view, meta, reason, opened)
         self.runners[view.cid] = runner
         view.listener = runner
         self.admission.started(view.cid)
         log.info("conversation owned", conversation_id=view.cid, epoch=meta.epoch, reason=reason, strikes=meta.strikes)
         self.runner_changed(runner)
+        if fallbacks != self.node.fallbacks:
+            # Slot and record may be among what is lost since.
+            self.fell_back(runner)
         return runner
+
+    def fell_back(self, runner: Runner) -> None:
+        """See `Host`."""
+        self.verifier.fell_back(runner)
 
     def runner_changed(self, runner: Runner) -> None:
         """See `Host`."""
@@ -140,6 +152,8 @@ class Engine:
         if self.runners.get(runner.cid) is runner:
             del self.runners[runner.cid]
         log.info("conversation left", conversation_id=runner.cid, epoch=runner.epoch, reason=why)
+        if why not in ("lost", "diverged", "closed"):
+            self.verifier.left(runner)
         cid, user, nonce, incarnation = runner.cid, runner.user, runner.nonce, runner.incarnation
         if why == "diverged":
             self.node.supervisor.spawn(f"restart {cid}", self.restart(cid, user, nonce, incarnation))

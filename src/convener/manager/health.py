@@ -66,7 +66,9 @@ class Health:
             self._good = now
         waits = away and not node.lease.ended and now - self._good < self._grace
         ready = checks["draining"] == "ok" and (not away or waits)
-        return Readiness(ready=ready, degraded=ready and (waits or checks["store"] != "ok"), checks=checks)
+        fallbacks = tuple(self._engine.verifier.losses.reports)
+        degraded = ready and (waits or checks["store"] != "ok")
+        return Readiness(ready=ready, degraded=degraded, checks=checks, fallbacks=fallbacks)
 
     def nodes(self) -> Sequence[NodeInfo]:
         """The cluster as this node sees it, the buried that are remembered last."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +29,7 @@ REAP_S: Final = 1.0
 FORGET_S: Final = 600.0
 TWIN: Final = 4
 """Renewals of a former incarnation after which it is taken for a process of its own."""
+FORGOTTEN_SLACK_MS: Final = 60_000
 SMALL: Final = 16
 """Up to so many nodes everybody's lease is read twice per renew interval; above, once."""
 
@@ -49,6 +51,7 @@ class Members:
         self.on_dead: Callable[[], None] | None = None
         self._refresh = asyncio.Lock()
         self._suspects: set[str] = set()
+        self._held_until = -math.inf
 
     def info(self) -> str:
         """What others are told of this node, JSON text."""
@@ -103,11 +106,18 @@ class Members:
         """Read the membership and act on what is new. `buried` only ever grows while a burial is remembered."""
         async with self._refresh:
             before, state = self.state, await self._node.store.membership()
+            lost = _lost(before, state)
+            if lost:
+                log.warning("burials that the store has lost are written again", nodes=lost)
+                self.fell_back()
+                await self._node.store.rebury(lost)
+                state = await self._node.store.membership()
             self.state = state
-            new = [i for i in state.dead if i not in self._node.buried]
+            acted_on = self._acted_on(before, state)
+            new = [i for i in acted_on if i not in self._node.buried]
             self._node.buried |= set(new)
             # Forgotten burials have no records, slots or ownerships left that could name them.
-            self._node.buried &= set(state.dead)
+            self._node.buried &= acted_on
             for incarnation in new:
                 if incarnation != self._node.incarnation:
                     log.info("node is buried", node=incarnation)
@@ -119,6 +129,39 @@ class Members:
                     tell()
         if self._node.incarnation in state.dead and self.on_dead is not None:
             self.on_dead()
+
+    def fell_back(self) -> None:
+        """The store may have lost burials. What is written again is acted on one lease later: until then who was buried
+        may have been renewed, and acts (I7).
+        """
+        ttl = self._node.options.lease_ttl
+        self._held_until = boottime() + ttl
+        self._node.supervisor.spawn("act on burials", self._refresh_after(ttl))
+
+    async def _refresh_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds + 0.1)
+        while boottime() >= self._held_until:
+            try:
+                await self.refresh()
+            except ConvenerError as error:
+                log.info("cannot read the members, again", error=str(error))
+                await asyncio.sleep(0.5)
+            else:
+                break
+
+    def _acted_on(self, before: Membership, state: Membership) -> set[str]:
+        """Burials that count here. Those that appear after the store has fallen back do not, for a while."""
+        if boottime() >= self._held_until:
+            return set(state.dead)
+        return {i for i, at in state.dead.items() if i in self._node.buried and before.dead.get(i) == at}
+
+    async def verify(self) -> None:
+        """The store may have fallen back: make membership and burials what they were. Raises `ConvenerError`."""
+        await self.refresh()
+        me = self._node.incarnation
+        if me not in self.state.members and me not in self.state.dead:
+            log.warning("the store has lost that this node is a member", node=me)
+            await self.join()
 
     def live(self) -> list[str]:
         """Incarnations that are members and not draining."""
@@ -236,3 +279,9 @@ class Members:
                             tell(incarnation)
             except ConvenerError as error:
                 log.info("cannot forget", error=str(error))
+
+
+def _lost(before: Membership, state: Membership) -> list[str]:
+    """Burials that are not there any more, though nobody can have forgotten them yet."""
+    known = [i for i in before.dead if i not in state.dead]
+    return [i for i in known if state.pulse - before.dead[i] < DEAD_KEPT_MS - FORGOTTEN_SLACK_MS]

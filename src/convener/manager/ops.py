@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 NodeState = Literal["live", "draining", "suspended", "buried"]
+
+
+@dataclass(slots=True)
+class FallbackReport:
+    """A store that was there again with less than it had confirmed, as one node has found it.
+
+    Attributes:
+        at: when it was noticed, ms since 1970.
+        store: the server; empty for the only one.
+        way: ``restart``, ``fail-over``, ``replaced``, or ``unnoticed``: only a write has shown it.
+        missing_bytes: what the server lacks for certain, at least; None if that cannot be told.
+        conversations: how many this node owned then.
+        lost: log entries of theirs that were confirmed and were missing.
+        repaired: how many of these were written again.
+        unrepaired: conversations that lost what this node could not write again.
+        verified: whether everything that this node owned was looked at since.
+    """
+
+    at: int
+    store: str
+    way: Literal["restart", "fail-over", "replaced", "unnoticed"]
+    missing_bytes: int | None
+    conversations: int
+    lost: int = 0
+    repaired: int = 0
+    unrepaired: int = 0
+    verified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +44,13 @@ class Readiness:
         ready: the answer.
         degraded: ready, but something is away that will make it unready if it stays away.
         checks: name of a check → "ok", or what is wrong in a few words; the names are stable.
+        fallbacks: the last times that the store had lost something, oldest first.
     """
 
     ready: bool
     degraded: bool = False
     checks: Mapping[str, str] = field(default_factory=dict[str, str])
+    fallbacks: Sequence[FallbackReport] = ()
 
 
 DrainState = Literal["idle", "draining", "drained"]

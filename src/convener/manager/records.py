@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -49,6 +50,9 @@ class Records:
         self._touched: dict[str, dict[str, None]] = {}
         self._noted: dict[tuple[str, str], None] = {}
         self._told: set[str] = set()
+        self._ending = Counter[str]()
+        self.stray: Callable[[str, str], Awaitable[None]] | None = None
+        """What becomes of a conversation (and its user) of which the hash has a record, and this node knows nothing."""
         self._changed = asyncio.Event()
         self._closed = False
         self._turn = asyncio.Lock()
@@ -82,7 +86,11 @@ class Records:
 
         First from the hash: whoever is told that it is gone and reads the hash must not find it there (I14).
         """
-        await self._node.store.drop_record(incarnation, cid, nonce)
+        self._ending[cid] += 1
+        try:
+            await self._node.store.drop_record(incarnation, cid, nonce)
+        finally:
+            self._ending -= Counter([cid])
         held = self._records.get(cid)
         if held is not None and held.nonce == nonce and incarnation == self._node.incarnation:
             del self._records[cid]
@@ -90,6 +98,16 @@ class Records:
             self._node.directory.drop(incarnation, cid)
             self._removed[cid] = (status, held.epoch, held.user)
             self._changed.set()
+
+    async def write(self, cid: str) -> None:
+        """Write the record of a conversation that is owned here again if the store has lost it (I12)."""
+        incarnation = self._node.incarnation
+        stored = await self._node.store.record(incarnation, cid)
+        held = self._records.get(cid)
+        if held is None or cid in self._ending or incarnation != self._node.incarnation:
+            return
+        if stored is None or stored.nonce != held.nonce:
+            await self._node.store.put_record(incarnation, held)
 
     def note(self, user: str, cid: str) -> None:
         """A change that no record shows, as of a conversation that nobody owns: tell the lists everywhere."""
@@ -228,7 +246,8 @@ class Records:
             if incarnation != self._node.incarnation:
                 return
             if held is None:
-                await store.drop_record(incarnation, record.conversation_id, record.nonce)
+                if self.stray is not None:
+                    await self.stray(record.conversation_id, record.user)
             elif held.nonce != record.nonce:
                 await store.put_record(incarnation, held)
         self._left |= dict.fromkeys(clients.keys() - self._clients.keys())

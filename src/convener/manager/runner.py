@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import msgspec
 import structlog
@@ -25,6 +25,7 @@ from convener.manager.clock import boottime, wall_ms
 from convener.manager.context import NodeContext
 from convener.manager.conversation import Conversation
 from convener.manager.cutoff import CUT_OFF, STRUCK, after_cut_off
+from convener.manager.host import EndReason, Host
 from convener.manager.intake import Intake, chunks, is_answered, stop_reason, unanswered
 from convener.manager.loops import LoopSession
 from convener.manager.turns import Pending, Turns
@@ -34,29 +35,14 @@ log = structlog.get_logger(__name__)
 
 RETRY_PAUSE_S: Final = 0.1
 SETTLE_S: Final = 5.0
-EndReason = Literal["released", "moved", "stopped", "failed", "held", "lost", "diverged", "closed"]
-
-
-class Host(Protocol):
-    """The node's side of a runner."""
-
-    def runner_changed(self, runner: Runner) -> None:
-        """Status or activity changed."""
-        ...
-
-    async def runner_ended(self, runner: Runner, why: EndReason) -> None:
-        """It is over: forget it, and give back what the reason leaves to give back."""
-        ...
-
-    async def post(self, cid: str, message: NewMessage, known: bool) -> SendResult:
-        """Send a message to a conversation."""
-        ...
 
 
 class Runner:
     """One owned conversation. All methods run on the node's event loop."""
 
-    def __init__(self, node: NodeContext, host: Host, view: View, meta: Meta, reason: ClaimReason) -> None:
+    def __init__(
+        self, node: NodeContext, host: Host, view: View, meta: Meta, reason: ClaimReason, opened: LogEntry | None
+    ) -> None:
         self._node = node
         self._host = host
         self.view = view
@@ -70,7 +56,7 @@ class Runner:
         self.since = wall_ms()
         self.idle_since = boottime()
         self.reason: ClaimReason = reason
-        self._meta = meta
+        self.meta = meta
         self._intake = Intake(meta.cursor)
         self._loaded = False
         self._stop: tuple[int, str] | None = None
@@ -83,8 +69,8 @@ class Runner:
         self._gone = asyncio.Event()
         # Batch ids are unique per epoch, so that a late copy of another owner's batch is never taken for ours.
         stem = secrets.token_hex(4)
-        self._appender = Appender(node, self.cid, meta.epoch, meta.seq, self, lambda seq: f"{stem}.{seq}")
-        self._turns = Turns(node, self, self._appender, meta, self._may_start, self._reached, self._turned)
+        self.appender = Appender(node, self.cid, meta, opened, self, lambda seq: f"{stem}.{seq}")
+        self._turns = Turns(node, self, self.appender, meta, self._may_start, self._reached, self._turned)
         self._session: LoopSession | None = None
         if node.traits.loop is not None:
             self._session = LoopSession(node, self, node.traits.loop, self._post, self._turns.state.copy)
@@ -121,8 +107,16 @@ class Runner:
         self._finish("lost")
 
     def diverged(self) -> None:
-        """The store's history was rolled back under us: own it anew, from what the store has."""
+        """The log is not what this owner has written: own it anew, from what the store has."""
         self._node.metrics.invariant_violations.labels(invariant="I4").inc()
+        self.own_anew()
+
+    def fell_back(self) -> None:
+        """The store has lost what it had confirmed."""
+        self._host.fell_back(self)
+
+    def own_anew(self) -> None:
+        """What the store has lost cannot be repaired: claim again, and go on from what it has."""
         self._finish("diverged")
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -133,7 +127,7 @@ class Runner:
             self._wake.set()
             self._over.set()
             # Whoever waits for something to be written need not wait for a lease that does not come back.
-            self._appender.close()
+            self.appender.close()
 
     @property
     def over(self) -> bool:
@@ -171,7 +165,7 @@ class Runner:
             self._node.metrics.background_restarts.labels(task="conversation").inc()
             self._finish("diverged")
         finally:
-            self._appender.close()
+            self.appender.close()
             await asyncio.shield(self._wind_up())
 
     async def _wind_up(self) -> None:
@@ -187,8 +181,8 @@ class Runner:
         while self._end is None:
             try:
                 raw = await self._node.store.state(self.cid)
-                replay = await unanswered(self._node.store, self.cid, self._meta)
-                answered = await is_answered(self._node.store, self.cid, self._meta)
+                replay = await unanswered(self._node.store, self.cid, self.meta)
+                answered = await is_answered(self._node.store, self.cid, self.meta)
             except StoreUnavailable as error:
                 log.info("cannot load, again", conversation_id=self.cid, error=str(error))
                 await asyncio.sleep(RETRY_PAUSE_S)
@@ -223,7 +217,7 @@ class Runner:
 
     async def _may_go_on(self, answered: bool) -> bool:
         """What becomes of a turn that was cut off when its node went down. False if the conversation is parked."""
-        found = (self._node, self.conversation(), self._turns, self._meta, self.reason)
+        found = (self._node, self.conversation(), self._turns, self.meta, self.reason)
         verdict = await after_cut_off(*found, answered=answered, over=self._over)
         if self._end is not None:
             return False
@@ -234,7 +228,7 @@ class Runner:
         elif verdict == "fail":
             update = Update([])
             self._turns.give_up_head(update, "recovery_failed", CUT_OFF)
-            self._appender.submit(update)
+            self.appender.submit(update)
         return verdict in ("resume", "fail")
 
     async def _park(self, status: Literal["failed", "held"], code: str, message: str) -> None:
@@ -245,7 +239,7 @@ class Runner:
         log.warning("the conversation waits for resume", conversation_id=self.cid, status=status)
         self._leaving = True
         try:
-            await asyncio.shield(self._appender.submit(update).written)
+            await asyncio.shield(self.appender.submit(update).written)
         except ConvenerError:
             return
         self._finish(status)
@@ -265,6 +259,10 @@ class Runner:
             await asyncio.sleep(RETRY_PAUSE_S)
             self._wake.set()
             return
+        if self.appender.held:
+            # It may be what a store says that has fallen back.
+            self.missed()
+            return
         if found is None or found[0].owner != self.incarnation or found[0].epoch != self.epoch:
             self._finish("lost")
             return
@@ -280,11 +278,12 @@ class Runner:
                 if self._node.lease.ended:
                     self._finish("closed")
                 continue
-            if self._appender.quiet:
+            if self.appender.quiet and not self.appender.held:
                 return
             try:
                 async with asyncio.timeout(1.0):
-                    await self._appender.settled()
+                    await self.appender.settled()
+                    await self.appender.going_on()
             except TimeoutError:
                 continue
             except ConvenerError:
@@ -308,7 +307,7 @@ class Runner:
             # Intents have positions too: with nothing to answer, everything up to here is done.
             update.done = update.cursor
         if update.events or update.cursor > before:
-            self._turns.launch(started, self._appender.submit(update))
+            self._turns.launch(started, self.appender.submit(update))
         self._report()
         self._wake.set()
 
@@ -357,7 +356,7 @@ class Runner:
         if self._suspended:
             self._suspended = False
             self._begin_session()
-            self._appender.push()
+            self.appender.push()
             self.missed()
 
     # -- the end ---------------------------------------------------------------------------------------------------
@@ -369,11 +368,11 @@ class Runner:
         if current is not None:
             self._turns.interrupted(update, current, reason)
         update.done = position
-        update.base = self._appender.next_seq
+        update.base = self.appender.next_seq
         update.events.append(wire.stopped_event(reason, wall_ms()))
         self._turns.give_up()
         try:
-            await asyncio.shield(self._appender.submit(update).written)
+            await asyncio.shield(self.appender.submit(update).written)
         except ConvenerError:
             return
         self._finish("stopped")
@@ -387,7 +386,7 @@ class Runner:
             return False
         if self.busy and not self._turns.waiting:
             return False
-        if not self._appender.quiet or not self._node.lease.valid():
+        if not self.appender.quiet or self.appender.held or not self._node.lease.valid():
             return False
         self._leaving = True
         # Shielded with all that follows from it: whoever asked may give up, the outcome counts all the same.
@@ -398,16 +397,18 @@ class Runner:
         await self._turns.suspend()
         if self._session is not None:
             await self._session.stop()
+        fallbacks = self._node.fallbacks
         while self._end is None:
             try:
-                seq = self._appender.written_seq
+                seq = self.appender.written_seq
                 outcome = await self._node.store.release(self.cid, self.incarnation, self.epoch, seq)
             except StoreUnavailable:
                 # Unknown: ask again. Somebody else or nobody as owner then means that it was released.
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
             if outcome != "PENDING":
-                self._finish("released")
+                # Not the owner: it was released, unless the store has forgotten that this node was it.
+                self._finish("released" if fallbacks == self._node.fallbacks else "diverged")
                 return True
             self._go_on()
             return False
@@ -421,7 +422,7 @@ class Runner:
         `OwnerUnavailable` with code ``not_taken`` if nothing was begun there; after any other error the conversation
         is owned anew, under an epoch that a late claim cannot match.
         """
-        ready = self._loaded and self._node.lease.valid()
+        ready = self._loaded and self._node.lease.valid() and not self.appender.held
         if self._leaving or self._end is not None or self._stop is not None or not ready:
             return False
         self._leaving = True
@@ -434,7 +435,7 @@ class Runner:
             await self._session.stop()
         try:
             async with asyncio.timeout(SETTLE_S):
-                await self._appender.settled()
+                await self.appender.settled()
             await take()
         except (TimeoutError, ConvenerError) as error:
             if self._end is not None:
@@ -459,9 +460,7 @@ class Runner:
 
         Messages that only wait do not count: whoever drains starts no more turns.
         """
-        while self._end is None and (
-            self.acting or self._intake.behind or not self._loaded or not self._appender.quiet
-        ):
+        while self._end is None and (self.acting or self._intake.behind or not self._loaded or not self.appender.quiet):
             if boottime() > deadline:
                 return
             await asyncio.sleep(0.02)

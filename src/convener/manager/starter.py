@@ -23,7 +23,7 @@ from typing import Final, Literal, Protocol, TypeVar
 import structlog
 
 from convener.core.admission import Slot
-from convener.core.model import ClaimReason, ClaimRequest, Meta, Status
+from convener.core.model import ClaimReason, ClaimRequest, LogEntry, Meta, Status
 from convener.errors import (
     ConvenerError,
     ConversationFailed,
@@ -81,7 +81,7 @@ class Starts(Protocol):
 
     def runner(self, cid: str) -> Runner | None: ...
 
-    def adopt(self, view: View, meta: Meta, reason: ClaimReason) -> Runner: ...
+    def adopt(self, view: View, meta: Meta, reason: ClaimReason, opened: LogEntry | None, fallbacks: int) -> Runner: ...
 
     async def make_room(self, user: str, cid: str, reason: ClaimReason, attempt: int) -> None:
         """The limit was met for the `attempt`th time. Returns if it is worth trying again.
@@ -285,7 +285,7 @@ class Starter:
     async def _attempt(
         self, meta: Meta, cid: str, read: Slot | None, reason: ClaimReason, source: str
     ) -> Started | Meta | None:
-        attempt = Attempt(cid, meta, new_nonce(), self._node.incarnation, source, read)
+        attempt = Attempt(cid, meta, new_nonce(), self._node.incarnation, self._node.fallbacks, source, read)
         self.claiming[cid] += 1
         try:
             return await self._undertake(attempt, read, reason)
@@ -348,8 +348,8 @@ class Starter:
         while True:
             if not self._node.lease.valid() or attempt.incarnation != self._node.incarnation:
                 raise OwnerUnavailable("this node is suspended", retry_after=1.0)
-            if self._node.draining:
-                # Another node is to claim it.
+            if self._node.draining or attempt.fallbacks != self._node.fallbacks:
+                # Another node is to claim it; or what was reserved may be lost, and is begun again.
                 await self._give_up(attempt)
                 return None
             # RESOLVE must name the epoch of the claim that may be on its way, not of the first one.
@@ -373,9 +373,9 @@ class Starter:
                 owned = await self._resolve(attempt)
                 if owned is None:
                     return None
-                return self._owned(attempt, owned, request.reason)
+                return self._owned(attempt, owned, request.reason, None)
             if reply.outcome == "OK" and reply.meta is not None:
-                return self._owned(attempt, reply.meta, request.reason)
+                return self._owned(attempt, reply.meta, request.reason, reply.opened)
             if reply.outcome == "CLOSED":
                 raise closed(attempt.cid, "stopped" if reply.meta is None else reply.meta.status)
             if reply.outcome == "NOT_FOUND" or reply.meta is None:
@@ -408,11 +408,11 @@ class Starter:
         await self._give_up(attempt)
         return None
 
-    def _owned(self, attempt: Attempt, meta: Meta, reason: ClaimReason) -> Started:
+    def _owned(self, attempt: Attempt, meta: Meta, reason: ClaimReason, opened: LogEntry | None) -> Started:
         view, attempt.view = attempt.view, None
         assert view is not None
         self._node.metrics.claims.labels(reason=reason).inc()
-        runner = self._host.adopt(view, meta, reason)
+        runner = self._host.adopt(view, meta, reason, opened, attempt.fallbacks)
         return Started(runner.incarnation, runner.epoch, here=True)
 
     # -- giving back -----------------------------------------------------------------------------------------------

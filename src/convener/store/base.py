@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from convener.core.admission import ReserveReply, Slot, Waiting
 from convener.core.cursor import Cursor
@@ -44,6 +44,7 @@ from convener.core.model import (
     StopReply,
     UnsendOutcome,
 )
+from convener.core.repair import RepairOutcome, RepairRequest
 from convener.core.retention import ArchivedOutcome, ArchivedRequest, ExpireOutcome
 
 
@@ -63,6 +64,10 @@ class ConversationStore(Protocol):
     async def resolve(self, cid: str, me: str, nonce: str, epoch: int) -> ResolveReply: ...
 
     async def append(self, cid: str, request: AppendRequest) -> AppendReply: ...
+
+    async def repair(self, cid: str, request: RepairRequest) -> RepairOutcome:
+        """REPAIR (`convener.core.repair.repair`)."""
+        ...
 
     async def release(self, cid: str, owner: str, epoch: int, seq: int) -> ReleaseOutcome: ...
 
@@ -215,6 +220,8 @@ class MembershipStore(Protocol):
 
     async def leave(self, incarnation: str) -> None: ...
 
+    async def rebury(self, incarnations: Sequence[str]) -> None: ...
+
     async def forget(self, incarnation: str, kept_ms: int) -> None: ...
 
     async def membership(self) -> Membership:
@@ -357,6 +364,57 @@ class StoreInfo:
     """Whether BURY can be asked: without, nobody is buried before the lease has ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A server is there again whose data may lack what it had acknowledged last.
+
+    Attributes:
+        place: the server, as `Store.place_of` names it.
+        way: ``restart`` (another run of the same server), ``fail-over`` (a replica that followed it), ``replaced``
+            (data of which it is not known that they were ever the same).
+        missing: bytes of replication that it lacks for certain, at least; None if that cannot be told.
+    """
+
+    place: str
+    way: Literal["restart", "fail-over", "replaced"]
+    missing: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the replication of one server has come; None is unknown.
+
+    Attributes:
+        line: id of the line of replication.
+        offset: bytes written to it.
+        confirmed: bytes that at least one replica is known to have; None without replicas.
+        replicas: how many are attached.
+    """
+
+    line: str | None = None
+    offset: int | None = None
+    confirmed: int | None = None
+    replicas: int | None = None
+
+
+class Durability(Protocol):
+    """What may be lost of what was acknowledged, and how that is noticed."""
+
+    def watch_fallbacks(self, told: Callable[[Fallback], None]) -> bool:
+        """Call `told` on the event loop when a server is there again that may lack what was acknowledged, before
+        anything is sent to it. False if that never happens here.
+        """
+        ...
+
+    async def progress(self) -> Mapping[str, Progress]:
+        """How far each server's replication has come; whatever was answered before this call is within `offset`."""
+        ...
+
+    def place_of(self, cid: str) -> str:
+        """The server that has a conversation."""
+        ...
+
+
 class Store(
     ConversationStore,
     RetentionStore,
@@ -367,6 +425,7 @@ class Store(
     IndexStore,
     TicketStore,
     Bus,
+    Durability,
     Protocol,
 ):
     """Everything above behind one object."""

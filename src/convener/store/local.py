@@ -7,12 +7,12 @@ connection to the bus of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from convener.core.membership import RenewReply
 from convener.errors import StoreUnavailable
-from convener.store.base import StoreInfo
+from convener.store.base import Fallback, Progress, StoreInfo
 from convener.store.clock import boottime_ns
 from convener.store.local_parts import (
     LocalConversations,
@@ -131,6 +131,18 @@ class LocalStore(LocalConversations, LocalRetention, LocalTimers, LocalSlots, Lo
         if kind not in {"c", "n", "sync"}:
             raise ValueError(f"no channels of kind {kind!r}")
         return channel_name(kind, ident)
+
+    def watch_fallbacks(self, told: Callable[[Fallback], None]) -> bool:
+        """Never: what a process has written to its own memory or disk is there as long as it runs."""
+        return False
+
+    async def progress(self) -> Mapping[str, Progress]:
+        """Nothing is replicated."""
+        return {}
+
+    def place_of(self, cid: str) -> str:
+        """All are here."""
+        return ""
 
     async def info(self) -> StoreInfo:
         return StoreInfo(kind=self._engine.kind, version=self._engine.version)

@@ -7,100 +7,41 @@ from dataclasses import replace
 from typing import TypeVar
 
 from convener.core import admission, conversation, intents, membership
+from convener.core import repair as repairs
 from convener.core.admission import ReserveReply, Slot, Waiting
 from convener.core.cursor import Cursor
 from convener.core.directory import Record
 from convener.core.membership import BuryOutcome, Member, Membership, RenewReply, SupersedeOutcome
 from convener.core.model import (
-    REMEMBERED,
-    AddAlarm,
-    AddInbox,
-    AddLog,
-    AddPieces,
     AlarmOutcome,
     AppendReply,
     AppendRequest,
     ClaimReply,
     ClaimRequest,
-    ClearPieces,
-    CloseAsks,
     Conversation,
     Created,
     DisownOutcome,
-    DropAlarm,
-    DropInbox,
-    Effect,
-    Erase,
     EraseOutcome,
     InboxEntry,
     InterruptReply,
     Meta,
     NewMessage,
-    OpenAsks,
     Page,
     PieceOutcome,
-    Publish,
     ReleaseOutcome,
     ResolveReply,
     ResumeOutcome,
     SendReply,
-    SetMeta,
-    SetState,
     StopReply,
-    TrimInbox,
-    TrimLog,
-    TrimSeen,
     UnsendOutcome,
 )
+from convener.core.repair import RepairOutcome, RepairRequest
 from convener.core.view import START
 from convener.errors import StoreUnavailable
+from convener.store.local_effects import apply
 from convener.store.tables import Engine, Step, Tables, channel_name
 
 T = TypeVar("T")
-
-
-def apply(t: Tables, cid: str, result: tuple[T, tuple[Effect, ...]]) -> T:
-    """Write what a transition decided; the reply."""
-    reply, effects = result
-    for effect in effects:
-        match effect:
-            case SetMeta(meta):
-                t.set_meta(cid, meta)
-            case AddLog(entries):
-                t.add_log(cid, entries)
-            case TrimLog(seq):
-                t.trim_log(cid, seq)
-            case AddInbox(entry):
-                t.add_inbox(cid, entry)
-                if entry.kind in REMEMBERED:
-                    t.remember(cid, entry.message_id, entry.position)
-            case DropInbox(position, message_id):
-                t.drop_inbox(cid, position)
-                t.forget_id(cid, message_id)
-            case TrimInbox(position):
-                t.trim_inbox(cid, position)
-            case TrimSeen(position):
-                t.trim_seen(cid, position)
-            case SetState(state):
-                t.set_state(cid, state)
-            case OpenAsks(asks):
-                for ask_id, data in asks:
-                    t.open_ask(cid, ask_id, data)
-            case CloseAsks(ask_id):
-                t.close_asks(cid, ask_id)
-            case AddPieces(pieces):
-                t.add_pieces(cid, pieces)
-            case ClearPieces():
-                t.clear_pieces(cid)
-            case AddAlarm(alarm_id, data):
-                t.add_alarm(cid, alarm_id, data)
-            case DropAlarm(alarm_id):
-                t.drop_alarm(cid, alarm_id)
-            case Erase():
-                t.erase(cid)
-            case Publish(message):
-                t.publish(channel_name("c", cid), message)
-    return reply
 
 
 def _page(t: Tables, cid: str, after: Cursor, limit: int) -> Page | None:
@@ -184,6 +125,13 @@ class LocalConversations(Part):
     async def append(self, cid: str, request: AppendRequest) -> AppendReply:
         def step(t: Tables) -> AppendReply:
             return apply(t, cid, conversation.append(_asking(t, cid), request, t.now))
+
+        return await self.run(step)
+
+    async def repair(self, cid: str, request: RepairRequest) -> RepairOutcome:
+        def step(t: Tables) -> RepairOutcome:
+            state = Conversation(t.meta(cid), t.tip(cid), t.inbox(cid), asks=frozenset(t.asks(cid)))
+            return apply(t, cid, repairs.repair(state, request, t.now))
 
         return await self.run(step)
 
@@ -409,6 +357,9 @@ class LocalMembership(Part):
 
     async def leave(self, incarnation: str) -> None:
         await self.run(lambda t: _put_membership(t, membership.leave(t.membership(), incarnation, t.now)))
+
+    async def rebury(self, incarnations: Sequence[str]) -> None:
+        await self.run(lambda t: _put_membership(t, membership.rebury(t.membership(), incarnations, t.now)))
 
     async def forget(self, incarnation: str, kept_ms: int) -> None:
         def step(t: Tables) -> None:

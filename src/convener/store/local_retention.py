@@ -5,7 +5,8 @@ from __future__ import annotations
 from convener.core import retention
 from convener.core.model import Conversation
 from convener.core.retention import ArchivedOutcome, ArchivedRequest, ExpireOutcome
-from convener.store.local_parts import Part, apply
+from convener.store.local_effects import apply
+from convener.store.local_parts import Part
 from convener.store.tables import Tables
 
 

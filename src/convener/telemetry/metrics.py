@@ -137,6 +137,12 @@ class Metrics:
         self.limit_rejections = self._counter("limit_rejections", "Starts refused by the limit per user.", "policy")
         self.fenced_appends = self._counter("fenced_appends", "Writes refused because a newer epoch had begun.")
         self.resyncs = self._counter("resyncs", "Clients told to throw their view away.", "reason")
+        self.log_entries_lost = self._counter(
+            "log_entries_lost", "Log entries that the store had confirmed and had no more after it fell back."
+        )
+        self.log_entries_repaired = self._counter(
+            "log_entries_repaired", "Lost log entries that their owner has written again."
+        )
         self.store_errors = self._counter("store_errors", "Failed commands to the store.", "kind")
         self.invariant_violations = self._counter(
             "invariant_violations", "Violations of the protocol's invariants that were noticed.", "invariant"

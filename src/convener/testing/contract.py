@@ -24,6 +24,7 @@ from convener.testing.contract_checks import (
     logs,
     membership,
     nodes,
+    repair,
     retention,
     users,
 )
@@ -39,7 +40,7 @@ def _checks(module: ModuleType) -> list[Check]:
 
 CHECKS: Final[Sequence[Check]] = tuple(
     check
-    for module in (conversations, intents, alarms, logs, retention, users, membership, nodes, bus)
+    for module in (conversations, intents, alarms, logs, retention, repair, users, membership, nodes, bus)
     for check in _checks(module)
 )
 

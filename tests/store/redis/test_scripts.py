@@ -23,7 +23,8 @@ from tests.support.servers import Server
 # What a full store must still take: everything that gives something back or ends something.
 TAKEN_WHEN_FULL = {
     "append_final", "archived", "bury", "dequeue", "disown", "drop_node", "drop_record", "erase", "expire", "forget",
-    "leave", "probe", "reap", "release", "renew", "resolve", "rights", "stop", "supersede", "unreserve", "unsend",
+    "leave", "probe", "reap", "rebury", "release", "renew", "repair", "resolve", "rights", "stop", "supersede",
+    "unreserve", "unsend",
 }  # fmt: skip
 READERS = {"due", "inbox", "list_user", "members", "read"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,8 +13,9 @@ import pytest
 
 from convener.core.model import NewMessage
 from convener.errors import StoreUnavailable
+from convener.store.base import Progress
 from convener.store.redis import RedisStore
-from convener.store.redis.history import History, NewHistory, identify
+from convener.store.redis.history import History, NewHistory, identify, progress_of
 from convener.store.redis.scripts import SCRIPTS
 from convener.store.redis.slots import SLOTS, SlotMap, read_slots, replaced
 from convener.store.redis.wire import READ_COMMANDS, Call, slot_of, tag_of
@@ -195,3 +197,33 @@ def test_who_has_taken_over_from_whom() -> None:
     assert list(replaced(old, of("a", "b", "b", "b"))) == [], "an old one was"
     assert list(replaced(old, of("", "", "b", "b"))) == []
     assert list(replaced(old, of("x", "x", "y", "y"))) == [("a", "x"), ("b", "y")]
+
+
+def test_what_may_be_missing_after_a_change() -> None:
+    old = History("h:1", run="r1", line="l1", offset=100)
+    heir = History("h:2", run="r2", line="l2", former="l1", until=150, offset=150)
+
+    def found(old: History, new: History, seen: History | None = None) -> tuple[str, str, int | None]:
+        fallback = NewHistory(old, new).fallback(seen)
+        return fallback.place, fallback.way, fallback.missing
+
+    assert found(old, heir) == ("h:2", "fail-over", 0)
+    assert found(old, heir, replace(old, offset=170)) == ("h:2", "fail-over", 20)
+    # What was seen of another line says nothing of this one.
+    assert found(old, heir, replace(old, line="l0", offset=170)) == ("h:2", "fail-over", 0)
+    assert found(replace(old, offset=None), heir) == ("h:2", "fail-over", None)
+    assert found(old, replace(heir, until=None)) == ("h:2", "fail-over", None)
+    assert found(old, History("h:1", run="r2", line="l3")) == ("h:1", "restart", None)
+    assert found(old, History("h:2", run="r2", line="l3")) == ("h:2", "replaced", None)
+    assert found(old, replace(old, line="l3")) == ("h:1", "replaced", None)
+
+
+def test_how_far_the_replicas_are() -> None:
+    said = (
+        b"role:master\r\nconnected_slaves:3\r\nslave0:ip=::1,port=1,state=online,offset=90,lag=0\r\n"
+        b"slave1:ip=::1,port=2,state=wait_bgsave,offset=99,lag=0\r\nslave2:ip=::1,port=3,state=online,offset=80,lag=1\r\n"
+        b"slave_expires_tracked_keys:0\r\nmaster_replid:abc\r\nmaster_repl_offset:95\r\n"
+    )
+    assert progress_of(said) == Progress("abc", 95, 90, 3)
+    assert progress_of(b"role:master\r\nconnected_slaves:0\r\n") == Progress(replicas=0)
+    assert progress_of(None) == Progress()

@@ -136,6 +136,10 @@ class Cluster:
         """See `Topology.each`."""
         return [self._links[name].execute("", *parts) for name in sorted(self.targets())]
 
+    def places(self) -> Sequence[str]:
+        """See `Topology.places`."""
+        return sorted(self.targets())
+
     def _submit(self, script: Script | None, key: str, parts: Sequence[Argument]) -> asyncio.Future[Reply]:
         if self._loop is None:
             raise StoreUnavailable("the store is not open")

@@ -28,6 +28,7 @@ from convener.core.model import (
     StopReply,
     UnsendOutcome,
 )
+from convener.core.repair import RepairOutcome, RepairRequest
 from convener.core.wire import json_text, turn_position
 from convener.store.redis import replies
 from convener.store.redis.part import CHUNK, Part
@@ -145,6 +146,22 @@ class RedisConversations(Part):
         if len(reply) == 3:
             return AppendReply(outcome, seq, batch)
         return AppendReply(outcome, seq, batch, reply[3].decode(), int(reply[4]))
+
+    async def repair(self, cid: str, request: RepairRequest) -> RepairOutcome:
+        """REPAIR."""
+        k, r = self.keys, request
+        reply = await self.topology.call(
+            SCRIPTS["repair"],
+            (k.meta(cid), k.log(cid), k.inbox(cid), k.seen(cid), k.state(cid), k.tail(cid), k.asks(cid)),
+            *(k.channel(cid), r.owner, r.epoch, r.nonce, r.user, r.generation, r.created, r.metadata, *r.after),
+            *(r.batch, r.cursor, r.done, r.base, r.halted, "" if r.state is None else "1", r.state or b""),
+            *("1" if r.closes else "", len(r.settled), len(r.answered), len(r.asks)),
+            *r.settled,
+            *r.answered,
+            *(part for ask in r.asks for part in ask),
+            *r.events,
+        )
+        return reply.decode()
 
     async def release(self, cid: str, owner: str, epoch: int, seq: int) -> ReleaseOutcome:
         """RELEASE."""

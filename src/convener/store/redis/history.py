@@ -7,10 +7,15 @@ new connection of the commands asks, and a difference is told before anything th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
+from convener.store.base import Fallback, Progress
+
+_REPLICA: Final = re.compile(r"slave\d+")
+_OFFSET: Final = re.compile(r"(?:^|,)offset=(\d+)")
 INFO_SECTIONS = ("server", "replication")
 """What to ask INFO for."""
 
@@ -51,6 +56,23 @@ class NewHistory:
     old: History
     new: History
 
+    def fallback(self, seen: History | None) -> Fallback:
+        """The same for whoever knows nothing of lines of replication.
+
+        Args:
+            seen: the old history as it was last seen, which may have got further than at its beginning.
+        """
+        old, new = self.old, self.new
+        if old.run is not None and old.run == new.run:
+            # A primary that was made a replica and follows another line, and is primary again.
+            return Fallback(new.place, "replaced")
+        if not new.takes_over(old):
+            return Fallback(new.place, "restart" if old.place == new.place else "replaced")
+        known = [h.offset for h in (old, seen) if h is not None and h.line == old.line and h.offset is not None]
+        if new.until is None or not known:
+            return Fallback(new.place, "fail-over")
+        return Fallback(new.place, "fail-over", max(max(known) - new.until, 0))
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -82,6 +104,23 @@ def identify(place: str, hello: object, info: object) -> Identity:
     )
     role = shown.get("role") or greeting.get("role")
     return Identity(history, "slave" if role == "replica" else role, greeting.get("mode") or shown.get("redis_mode"))
+
+
+def progress_of(reply: object) -> Progress:
+    """What INFO says of a primary and its replicas."""
+    shown = lines(reply)
+    offset, count = shown.get("master_repl_offset", ""), shown.get("connected_slaves", "")
+    confirmed = [
+        int(found[1])
+        for name, value in shown.items()
+        if _REPLICA.fullmatch(name) and "state=online" in value and (found := _OFFSET.search(value))
+    ]
+    return Progress(
+        line=shown.get("master_replid"),
+        offset=int(offset) if offset.isdigit() else None,
+        confirmed=max(confirmed, default=None),
+        replicas=int(count) if count.isdigit() else None,
+    )
 
 
 def lines(reply: object) -> Mapping[str, str]:

@@ -58,6 +58,12 @@ class RedisMembership(Part):
         """LEAVE."""
         await self.topology.call(SCRIPTS["leave"], self.keys.membership, self.keys.sync, incarnation)
 
+    async def rebury(self, incarnations: Sequence[str]) -> None:
+        """REBURY."""
+        for first in range(0, len(incarnations), CHUNK):
+            names = incarnations[first : first + CHUNK]
+            await self.topology.call(SCRIPTS["rebury"], self.keys.membership, self.keys.sync, *names)
+
     async def forget(self, incarnation: str, kept_ms: int) -> None:
         """FORGET."""
         await self.topology.call(SCRIPTS["forget"], (self.keys.dead, self.keys.why), incarnation, kept_ms)

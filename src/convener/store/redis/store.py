@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, TypedDict
 
-from convener.errors import ConfigurationError
-from convener.store.base import StoreInfo
+from convener.errors import ConfigurationError, StoreUnavailable
+from convener.store.base import Fallback, Progress, StoreInfo
 from convener.store.redis.address import parse
 from convener.store.redis.cluster import Cluster
 from convener.store.redis.connection import LinkStatistics, Patience
@@ -16,17 +17,17 @@ from convener.store.redis.conversations import RedisConversations
 from convener.store.redis.endpoint import Credentials, Endpoint
 from convener.store.redis.errors import AccessRefused
 from convener.store.redis.heartbeat import HeartbeatLink
-from convener.store.redis.history import History, NewHistory
+from convener.store.redis.history import History, NewHistory, progress_of
 from convener.store.redis.keys import Keys
 from convener.store.redis.lint import judge, version_of
 from convener.store.redis.nodes import RedisMembership, RedisNodes
-from convener.store.redis.probe import look, look_again, probe, refused
+from convener.store.redis.probe import HIDDEN, look, look_again, probe, refused, shown
 from convener.store.redis.retention import RedisRetention
 from convener.store.redis.sentinel import Primary, UnderSentinels
 from convener.store.redis.subscriber import Subscriber, SubscriberStatistics
 from convener.store.redis.tickets import RedisTickets
 from convener.store.redis.timers import RedisTimers
-from convener.store.redis.topology import Single, Topology
+from convener.store.redis.topology import Single, Topology, call_hook
 from convener.store.redis.users import RedisIndex, RedisSlots
 
 _log = logging.getLogger(__name__)
@@ -102,8 +103,11 @@ class RedisStore(
             Patience(deadline),
             max_in_flight=max_in_flight,
             on_reconnect=on_reconnect,
-            on_new_history=on_new_history,
+            on_new_history=self._fell_back,
         )
+        self._on_new_history = on_new_history
+        self._watchers: list[Callable[[Fallback], None]] = []
+        self._seen: dict[str, History] = {}
         self._subscriber = Subscriber(
             self.topology,
             self.keys,
@@ -167,6 +171,41 @@ class RedisStore(
     def history(self) -> Mapping[str, History]:
         """What each server says of its data: which run, which line of replication, how far."""
         return self.topology.histories()
+
+    # -- Durability ------------------------------------------------------------------------------------------
+
+    def watch_fallbacks(self, told: Callable[[Fallback], None]) -> bool:
+        """See `Durability.watch_fallbacks`."""
+        self._watchers.append(told)
+        return True
+
+    def _fell_back(self, change: NewHistory) -> None:
+        call_hook("on_new_history", self._on_new_history, change)
+        fallback = change.fallback(self._seen.pop(change.old.place, None))
+        for told in self._watchers:
+            call_hook("what was to be done after the store has fallen back", told, fallback)
+
+    async def progress(self) -> Mapping[str, Progress]:
+        """See `Durability.progress`. Where INFO is hidden, nothing is known."""
+        places = self.topology.places()
+        replies = await asyncio.gather(*self.topology.each("INFO", "replication"), return_exceptions=True)
+        found: dict[str, Progress] = {}
+        for place, reply in zip(places, replies, strict=True):
+            if isinstance(reply, HIDDEN) or not isinstance(reply, StoreUnavailable):
+                found[place] = progress_of(shown(reply))
+                self._note(place, found[place])
+        return found
+
+    def _note(self, place: str, now: Progress) -> None:
+        """Remember the furthest that any line was seen: what a replica that takes over lacks is measured by that."""
+        if now.line is not None and now.offset is not None:
+            host = self.topology.histories().get(place)
+            if host is not None and host.line == now.line:
+                self._seen[host.place] = replace(host, offset=now.offset)
+
+    def place_of(self, cid: str) -> str:
+        """See `Durability.place_of`."""
+        return self.topology.place(self.topology.slot(self.keys.meta(cid))) or ""
 
     # -- Bus -------------------------------------------------------------------------------------------------
 

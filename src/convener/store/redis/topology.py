@@ -52,7 +52,11 @@ class Topology(Protocol):
         ...
 
     def each(self, *parts: Argument) -> Sequence[asyncio.Future[Reply]]:
-        """Run a command at every place."""
+        """Run a command at every place, in the order of `places`."""
+        ...
+
+    def places(self) -> Sequence[str]:
+        """Every place that has a slot."""
         ...
 
     def slot(self, key: str) -> int:
@@ -144,6 +148,10 @@ class Single:
     def each(self, *parts: Argument) -> Sequence[asyncio.Future[Reply]]:
         """See `Topology.each`."""
         return [self._link.execute("", *parts)]
+
+    def places(self) -> Sequence[str]:
+        """See `Topology.places`."""
+        return [""]
 
     def slot(self, key: str) -> int:
         """All the same."""

@@ -255,3 +255,20 @@ async def check_a_former_incarnation_is_superseded(h: Harness) -> None:
         assert (await s.renew("a~1")).outcome == "DEAD"
     finally:
         await asyncio.to_thread(link.close)
+
+
+async def check_rebury(h: Harness) -> None:
+    """Burials that were lost are written again, of members and of strangers; those that are there keep their time."""
+    s = await h.connect()
+    await s.join("a~1", Member(0, 10_000, 500, "{}"))
+    await s.join("b~1", Member(0, 10_000, 500, "{}"))
+    await s.leave("b~1")
+    before = await s.membership()
+    await s.rebury(["b~1"])
+    assert await s.membership() == before
+    await s.rebury(["a~1", "b~1", "c~1"])
+    after = await s.membership()
+    assert (set(after.members), set(after.dead)) == (set(), {"a~1", "b~1", "c~1"})
+    assert (after.dead["b~1"], after.version) == (before.dead["b~1"], before.version + 1)
+    assert (await s.renew("a~1")).outcome == "DEAD"
+    assert (await s.join("c~1", Member(0, 10_000, 500, "{}"))).outcome == "DEAD"
