@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Generator
 from pathlib import Path
-from typing import Self
 
 import psutil
 import pytest
@@ -21,6 +15,7 @@ from convener.cli.questions import data_of
 from convener.cli.talk import words
 from convener.ids import new_id
 from tests.support.processes import convener
+from tests.support.terminal import Terminal
 from tests.support.waiting import wait_until_sync
 
 
@@ -117,30 +112,11 @@ def test_a_conversation_that_was_stopped(piped: Piped, url: str) -> None:
     assert piped.errors.startswith("error: conversation_stopped: ")
 
 
-class Terminal:
+class Chat(Terminal):
     """The command at a terminal of its own."""
 
     def __init__(self, url: str, cid: str, directory: Path) -> None:
-        self._master, slave = pty.openpty()
-        command = [sys.executable, "-m", "convener", "chat", cid, "--user", "alice", "--url", url]
-        self.process = subprocess.Popen(
-            command, cwd=directory, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, close_fds=True
-        )
-        os.close(slave)
-        os.set_blocking(self._master, False)
-        self._seen = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(10)
-        os.close(self._master)
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
+        super().__init__(["chat", cid, "--user", "alice", "--url", url], directory)
 
     def press_ctrl_c(self) -> None:
         """As soon as it waits for a line: a signal just before that is only noticed with the next key."""
@@ -148,37 +124,12 @@ class Terminal:
         wait_until_sync(
             lambda: self.look().endswith("> ") and process.status() == psutil.STATUS_SLEEPING, "it waits for a line"
         )
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def look(self) -> str:
-        """Everything that was shown so far, without the codes that steer the terminal."""
-        try:
-            while chunk := os.read(self._master, 65536):
-                self._seen += chunk.decode()
-        except OSError:
-            pass
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._seen).replace("\r", "\n")
-
-    def until(self, text: str, count: int = 1) -> None:
-        try:
-            wait_until_sync(lambda: self.look().count(text) >= count, f"{count} times {text!r} is shown")
-        except AssertionError as error:
-            error.add_note(self.look())
-            raise
-
-    def ended(self) -> int:
-        def is_over() -> bool:
-            self.look()
-            return self.process.poll() is not None
-
-        wait_until_sync(is_over, "the command has ended")
-        assert self.process.returncode is not None
-        return self.process.returncode
+        super().press_ctrl_c()
 
 
 def test_at_a_terminal(url: str, tmp_path: Path) -> None:
     cid = new_id()
-    with Terminal(url, cid, tmp_path) as terminal:
+    with Chat(url, cid, tmp_path) as terminal:
         terminal.until(f"conversation {cid}")
         terminal.until("> ")
         terminal.type("hello\n")
@@ -196,7 +147,7 @@ def test_at_a_terminal(url: str, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_first_what_is_said_then_the_chat(url: str, tmp_path: Path) -> None:
     cid = new_id()
-    with Terminal(url, cid, tmp_path) as terminal:
+    with Chat(url, cid, tmp_path) as terminal:
         terminal.until("> ")
         terminal.type("/sleep 3600\n")
         # The chat shows in order what it hears, so it knows by now that the agent is at work.
@@ -216,7 +167,7 @@ def test_ctrl_c_ends_first_what_is_said_then_the_chat(url: str, tmp_path: Path) 
 
 
 def test_ctrl_d_ends_it(url: str, tmp_path: Path) -> None:
-    with Terminal(url, new_id(), tmp_path) as terminal:
+    with Chat(url, new_id(), tmp_path) as terminal:
         terminal.until("> ")
         terminal.type("\x04")
         assert terminal.ended() == 0

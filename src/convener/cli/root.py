@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from convener.cli import actions, audit, chat, conversations, doctor, nodes, operate, questions, send, serve, tail, why
+from convener.cli import (
+    actions,
+    audit,
+    chat,
+    conversations,
+    doctor,
+    nodes,
+    operate,
+    questions,
+    send,
+    serve,
+    tail,
+    top,
+    why,
+)
 from convener.cli import up as up_command
 from convener.version import __version__
 
@@ -69,6 +83,7 @@ app.command("up", rich_help_panel=_RUN)(up_command.up)
 app.command("nodes", rich_help_panel=_LOOK)(nodes.nodes)
 app.command("conversations", rich_help_panel=_LOOK)(conversations.conversations)
 app.command("show", rich_help_panel=_LOOK)(conversations.show)
+app.command("top", rich_help_panel=_LOOK)(top.top)
 app.command("why", rich_help_panel=_LOOK)(why.why)
 app.command("tail", rich_help_panel=_LOOK)(tail.tail)
 app.command("audit", rich_help_panel=_LOOK)(audit.audit)
