@@ -68,7 +68,7 @@ def doctor(
 
 
 async def _examine(settings: Settings, watch: float) -> Diagnosis:
-    from convener.app import make_store
+    from convener.assembly import make_store
     from convener.store.redis import RedisStore
     from convener.store.redis.doctor import diagnose
 

@@ -38,6 +38,8 @@ RESERVED: Final = frozenset(
     {"open", "input", "turn_started", "step", "reply", "ask", "answer", "turn_done", "turn_failed"}
     | {"turn_interrupted", "stopped", "damaged"}
 )
+MAX_ENTRIES: Final = 2000
+"""What one append carries of a turn, between two of its steps: stores cap the arguments of a command."""
 MAX_TIMEOUT_S: Final = 10 * 365 * 86_400.0
 
 
@@ -246,6 +248,8 @@ class Turn(Generic[S]):
 
     def _count(self, text: str) -> None:
         # One append carries what is held; this bounds it.
+        if len(self._entries) >= MAX_ENTRIES:
+            raise PayloadTooLarge(f"the turn has written more than {MAX_ENTRIES} entries without a step between them")
         self._size += len(text)
         if self._size > 4 * self._limit:
             raise PayloadTooLarge(f"the turn has written more than {4 * self._limit} bytes")

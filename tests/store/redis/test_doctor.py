@@ -94,6 +94,18 @@ async def test_a_store_that_deletes_is_refused_and_examined_all_the_same(own: Se
     assert _of(found)["rights"].verdict == "safe"
 
 
+async def test_a_node_says_at_its_start_what_is_not_as_it_should_be(
+    own: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RedisStore(own.url, namespace="ns"):
+        assert caplog.messages == []
+    tell(own, "CONFIG", "SET", "appendonly", "no")
+    async with RedisStore(own.url, namespace="ns"):
+        pass
+    (said,) = caplog.messages
+    assert said == "the store, persistence: none: a restart loses everything; set appendonly yes"
+
+
 async def test_growth_is_seen(own: Server) -> None:
     over = threading.Event()
 

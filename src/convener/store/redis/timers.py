@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from convener.core.model import AlarmOutcome, PieceOutcome, SendReply
 from convener.store.redis import replies
-from convener.store.redis.part import Part
+from convener.store.redis.part import CHUNK, Part
 from convener.store.redis.scripts import SCRIPTS
 from convener.store.tables import timer_shard
 
@@ -27,11 +27,15 @@ class RedisTimers(Part):
         return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
     async def add_pieces(self, cid: str, owner: str, epoch: int, position: int, pieces: Sequence[str]) -> PieceOutcome:
-        """PIECES."""
+        """PIECES. More than `CHUNK` are several steps: each piece stands for itself."""
         keys = (self.keys.meta(cid), self.keys.tail(cid))
         channel = self.keys.channel(cid)
-        reply = await self.topology.call(SCRIPTS["pieces"], keys, channel, owner, epoch, position, *pieces)
-        return reply.decode()
+        while True:
+            now, pieces = pieces[:CHUNK], pieces[CHUNK:]
+            reply = await self.topology.call(SCRIPTS["pieces"], keys, channel, owner, epoch, position, *now)
+            outcome: PieceOutcome = reply.decode()
+            if outcome != "OK" or not pieces:
+                return outcome
 
     async def pieces(self, cid: str) -> Sequence[str]:
         """Pieces of the answer that is being written."""
