@@ -18,6 +18,7 @@ from convener.store.archive import Archive, open_objects
 from convener.testing.cluster import InProcessCluster
 from convener.testing.steps import StepStore
 from tests.manager.conftest import MakeCluster
+from tests.manager.people import keys_of
 from tests.support.objectstore import Switched
 from tests.support.waiting import wait_until
 
@@ -206,3 +207,31 @@ async def test_what_is_used_stays(make_cluster: MakeCluster) -> None:
     await wait_until(lambda: looks > 10, "the sweep has looked often enough")
     assert await exists(cluster, "c")
     del cast("Any", cluster[0].engine.node.store).heads
+
+
+@pytest.mark.parametrize("owned", [True, False])
+async def test_a_stop_takes_the_deadlines_of_its_questions_along(make_cluster: MakeCluster, owned: bool) -> None:
+    """They may be a year away; whoever deletes the conversation later does not know of them."""
+
+    async def ask(turn: Turn[Any]) -> None:
+        await turn.ask("well?", timeout=86_400 * 365)
+
+    cluster: InProcessCluster = await make_cluster(ask, options=FOREVER, nodes=1)
+    await cluster[0].maybe_start_agent_loop("c", user_id="u", initial_user_msg={"text": "x"})
+    await wait_until(lambda: _asks(cluster, "c"), "it asks")
+    assert await _timers(cluster) == ["c"]
+    if not owned:
+        await wait_until(lambda: cluster[0].engine.hibernate("c"), "nobody owns it")
+    await cluster[0].close_session("c", "enough")
+    assert await _timers(cluster) == []
+    await cluster[0].delete("c")
+    assert await listed(cluster) == set()
+
+
+async def _asks(cluster: InProcessCluster, cid: str) -> bool:
+    return len(await cluster[0].questions(cid)) == 1
+
+
+async def _timers(cluster: InProcessCluster) -> list[str]:
+    """Conversations with an entry in the list of what is to happen, however far away that is."""
+    return ["c"] if any(name.startswith("t:") for name in await keys_of(cluster)) else []

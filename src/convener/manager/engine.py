@@ -43,6 +43,7 @@ from convener.manager.retention import clear
 from convener.manager.runner import Runner
 from convener.manager.starter import Queued, Started, Starter
 from convener.manager.supervisor import cancel_and_wait
+from convener.manager.timers import ASK_TIMER
 from convener.manager.verify import Verifier
 from convener.manager.views import View, Views
 from convener.manager.wakes import Wakes
@@ -423,9 +424,13 @@ class Engine:
             raise NotFound(f"no conversation {cid}")
         if buried is None:
             buried = meta.owner if self._is_gone(cid, meta.owner) else ""
+        # A stop closes them, and their deadlines may be far away.
+        asks = await self.node.store.asks(cid) if meta.asks else ()
         reply = await self.node.store.stop(cid, self.node.incarnation, reason, buried)
         if reply.outcome == "NOT_FOUND":
             raise NotFound(f"no conversation {cid}")
+        for ask_id in asks:
+            await self.node.store.clear_timer(cid, f"{ASK_TIMER}{ask_id}")
         if reply.outcome == "STOPPING":
             return "stopping"
         if reply.outcome == "ALREADY":
