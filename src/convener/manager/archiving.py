@@ -180,7 +180,8 @@ class _Job:
         manifest = await self._archive.manifest(self._cid, head.generation, head.manifest)
         if manifest is None or manifest.last != (head.archived_epoch, head.archived):
             raise ArchiveUnavailable(f"the archive lacks the manifest {head.manifest}, or it is not what it should be")
-        if progress.archived < 0:
+        if progress.archived != head.archived:
+            # At first; and after a fail-over that lost ARCHIVED.
             progress.archived = head.archived
             progress.volume = runner.view.volume
             progress.size = await self._size_above(head.archived)
