@@ -6,11 +6,12 @@ import asyncio
 import threading
 
 import pytest
+from structlog.testing import capture_logs
 
 from convener.core.membership import RenewReply
 from convener.core.model import NewMessage
 from convener.errors import StoreUnavailable
-from convener.manager import ClusteredConversationManager
+from convener.manager import ClusteredConversationManager, heartbeat
 from convener.manager.turn import Turn
 from convener.store.base import HeartbeatLink, Store
 from convener.testing.cluster import InProcessCluster
@@ -184,3 +185,24 @@ async def test_two_nodes_never_act_at_once(make_cluster: MakeCluster) -> None:
 
     await wait_until(all_done, "everything is answered", limit=40)
     assert overlaps == []
+
+
+def test_what_stays_wrong_is_said_from_time_to_time_and_once_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(heartbeat, "boottime", lambda: now)
+    with capture_logs() as said:
+        complaint = heartbeat.Complaint("it is wrong", "it is right")
+        complaint.over()
+        for _ in range(100):
+            complaint.say(error="why")
+        now += heartbeat.AGAIN_S
+        complaint.say(error="why else")
+        complaint.over()
+        complaint.over()
+        complaint.say()
+    assert [(line["event"], line["times"], line.get("error")) for line in said] == [
+        ("it is wrong", 1, "why"),
+        ("it is wrong", 101, "why else"),
+        ("it is right", 101, None),
+        ("it is wrong", 1, None),
+    ]

@@ -13,6 +13,7 @@ import pytest
 from convener.core.directory import Record
 from convener.core.membership import Member, Membership
 from convener.errors import OwnerUnavailable, StoreUnavailable
+from convener.manager import standalone
 from convener.manager.supervisor import Supervisor
 from convener.testing.cluster import FunctionAgent, InProcessCluster
 from tests.manager.conftest import MakeCluster, join
@@ -239,3 +240,18 @@ async def test_closing_does_not_wait_for_ever_for_a_task_that_does_not_end() -> 
     await asyncio.wait_for(supervisor.aclose(grace=0.05), 5)
     release.set()
     await asyncio.wait({task})
+
+
+async def test_a_node_whose_store_is_silent_ends_all_the_same(
+    stepped: Stepped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its ways out waited for the store by itself, and together longer than a process is given to end."""
+    monkeypatch.setattr(standalone, "BURY_S", 0.05)
+    monkeypatch.setattr(standalone, "LAST_TRY_S", 0.01)
+    cluster = await stepped.start(nodes=2)
+    await cluster[0].maybe_start_agent_loop("c", user_id="u")
+    left = cluster[0].engine.node.incarnation
+    held = [stepped.stores[0].hold("leave") for _ in range(5)]
+    await asyncio.wait_for(cluster.leave(0), 20)
+    assert held[0].reached.is_set()
+    await wait_until(lambda: left in cluster[1].engine.node.buried, "others notice that it has left")

@@ -23,6 +23,31 @@ log = structlog.get_logger(__name__)
 
 DEAF_S: Final = 8.0
 JOIN_S: Final = 5.0
+AGAIN_S: Final = 10.0
+"""Time between two lines of the log that say the same."""
+
+
+class Complaint:
+    """What is wrong at every beat and is said at once, then from time to time, and once more when it is over."""
+
+    def __init__(self, event: str, over: str) -> None:
+        self._event = event
+        self._over = over
+        self._times = 0
+        self._due = 0.0
+
+    def say(self, **fields: object) -> None:
+        """It is wrong now."""
+        self._times += 1
+        if boottime() >= self._due:
+            self._due = boottime() + AGAIN_S
+            log.warning(self._event, times=self._times, **fields)
+
+    def over(self) -> None:
+        """It is not."""
+        if self._times:
+            log.info(self._over, times=self._times)
+            self._times, self._due = 0, 0.0
 
 
 class Heartbeat:
@@ -50,6 +75,9 @@ class Heartbeat:
         self._version = -1
         self._link: HeartbeatLink | None = None
         self._renew_link = threading.Event()
+        self._failed = Complaint("renewal failed", "renewals succeed again")
+        self._stuck = Complaint("no renewal: the event loop is stuck", "the event loop runs again")
+        self._deaf = Complaint("no renewal: the subscriber is deaf", "the subscriber hears again")
         self._thread = threading.Thread(target=self._run, name=f"heartbeat {node.options.name}", daemon=True)
 
     def start(self) -> None:
@@ -85,8 +113,9 @@ class Heartbeat:
                     self._drop_link()
                 if not self._beat():
                     break
+                self._failed.over()
             except ConvenerError as error:
-                log.info("renewal failed", node=self._incarnation, error=str(error))
+                self._failed.say(node=self._incarnation, error=str(error))
                 self._drop_link()
                 # Soon again: the acting window is only two intervals long.
                 due = boottime() + interval / 4
@@ -99,12 +128,14 @@ class Heartbeat:
         """Whether the event loop runs and the subscriber hears."""
         lag = boottime() - self.last_tick
         if lag > self._node.options.loop_lag_limit:
-            log.warning("no renewal: the event loop is stuck", seconds=round(lag, 2))
+            self._stuck.say(seconds=round(lag, 2))
             return False
+        self._stuck.over()
         deaf = boottime() - self._node.store.heard()
         if deaf > DEAF_S:
-            log.warning("no renewal: the subscriber is deaf", seconds=round(deaf, 2))
+            self._deaf.say(seconds=round(deaf, 2))
             return False
+        self._deaf.over()
         return True
 
     def _beat(self) -> bool:

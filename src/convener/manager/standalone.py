@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar, Final, Self
 
+import structlog
+
 from convener.core.cursor import Cursor
 from convener.core.directory import LISTED
 from convener.core.lease import LeaseTerms
@@ -37,6 +39,7 @@ from convener.manager.base import (
     ListedConversation,
     MoveResult,
 )
+from convener.manager.clock import boottime
 from convener.manager.context import Agent, NodeContext, NodeOptions, RecordOnly
 from convener.manager.draining import Drain
 from convener.manager.engine import Engine
@@ -63,6 +66,11 @@ from convener.version import ARCHIVES
 
 DEFAULT_LIMIT: Final = 3
 MAX_CALL_S: Final = 3600.0
+BURY_S: Final = 5.0
+"""Time that a node which leaves waits for its store, all in all, to say so."""
+LAST_TRY_S: Final = 0.5
+
+log = structlog.get_logger(__name__)
 
 
 """Checks open connections of a user, of a conversation: how many were looked at, how many closed."""
@@ -100,6 +108,7 @@ class StandaloneConversationManager(Requests, Operating):
     _health: Health = field(init=False, repr=False)
     _drain: Drain = field(init=False, repr=False)
     _buried: bool = field(default=False, init=False, repr=False)
+    _burying: float = field(default=0.0, init=False, repr=False)
     _recheck: Recheck | None = field(default=None, init=False, repr=False)
     _handles: dict[str, View] = field(default_factory=dict[str, View], init=False, repr=False)
 
@@ -161,7 +170,7 @@ class StandaloneConversationManager(Requests, Operating):
             logs=LogReader(store, self.archive),
         )
         self._engine = Engine(node, SocketIOSink(self.sio) if self.sio is not None else None, self.publishes)
-        self._drain, self._buried = Drain(self._engine, self._bury), False
+        self._drain, self._buried, self._burying = Drain(self._engine, self._bury), False, BURY_S
         self._lists = Lists(node)
         try:
             await self._begin()
@@ -218,16 +227,27 @@ class StandaloneConversationManager(Requests, Operating):
         await self._bury()
 
     async def _bury(self) -> None:
-        """A clean exit buries itself. A second time does nothing, unless the store was away the first time."""
-        engine = self.engine
+        """A clean exit buries itself. A second time does nothing, unless the store was away the first time.
+
+        The waiting is bounded over all times: whoever ends this process kills it if it takes too long, and the others
+        bury it all the same.
+        """
+        engine, begun = self.engine, boottime()
         if self._buried:
             return
-        with contextlib.suppress(StoreUnavailable):
-            await engine.records.flush()
+        try:
+            async with asyncio.timeout(max(self._burying, LAST_TRY_S)):
+                with contextlib.suppress(StoreUnavailable):
+                    await engine.records.flush()
+                engine.records.close()
+                with contextlib.suppress(StoreUnavailable):
+                    await self._members.leave()
+                    self._buried = True
+        except TimeoutError:
+            if self._burying > 0:
+                log.warning("the store is away: others have to notice that this node has left")
+        self._burying -= boottime() - begun
         engine.records.close()
-        with contextlib.suppress(StoreUnavailable):
-            await self._members.leave()
-            self._buried = True
         engine.node.lease.end()
 
     # -- starting ------------------------------------------------------------------------------------------------
