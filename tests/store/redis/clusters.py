@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from convener.core.model import AppendRequest, ClaimRequest
-from convener.store.redis import RedisStore
+from convener.store.redis import RedisStore, acl
 from convener.store.redis.history import NewHistory
 from convener.store.redis.keys import Keys
 from convener.store.redis.wire import slot_of
@@ -15,8 +15,11 @@ from tests.store.redis.load import ME, PUSH
 from tests.support.servers import Server
 from tests.support.topologies import RedisCluster, role, tell
 
-RIGHTS = ("~{t*", "&{t*", "+@all", "-@admin", "-@dangerous", "+info", "+client|list")
-"""What docs/how-to/stores.md gives a node, for the namespaces of these tests."""
+OWN = ("rpush", "lrange", "zincrby")
+"""What only these tests do."""
+
+RIGHTS = ("~{t*", "&{t*", "-@all", *(f"+{command}" for command in (*sorted(acl.commands()), *OWN)))
+"""What `convener doctor --print-acl` gives a node, for the namespaces of these tests."""
 
 
 class Opener:

@@ -19,6 +19,7 @@ from convener.store.redis import RedisStore
 from convener.store.redis.endpoint import Attached
 from convener.store.redis.history import NewHistory
 from convener.store.redis.sentinel import Named, Primary, UnderSentinels, newest
+from tests.store.redis.clusters import RIGHTS
 from tests.store.redis.load import CHAIN, progress, working
 from tests.support.certificates import certificate
 from tests.support.servers import FLAVOURS, Flavour, Server, binary, free_port
@@ -30,8 +31,6 @@ pytestmark = pytest.mark.xdist_group("processes")
 only_valkey = pytest.mark.parametrize("servers", ["valkey"], indirect=True)
 only_redis = pytest.mark.parametrize("servers", ["redis"], indirect=True)
 
-# What docs/how-to/stores.md gives a node, for the namespaces of these tests.
-RIGHTS = ("~{t*", "&{t*", "+@all", "-@admin", "-@dangerous", "+info", "+role", "+client|list")
 WATCHER = ("resetkeys", "resetchannels", "-@all", "+sentinel|get-master-addr-by-name", "+sentinel|master")
 
 
