@@ -265,3 +265,18 @@ async def test_a_turn_that_takes_nodes_down_as_soon_as_it_is_begun_is_given_up()
         assert attempts(events, "poison") == [(1, "new"), (2, "takeover"), (3, "takeover")]
         assert here.stored.head("c")["status"] == "failed"
         await here.check("other")
+
+
+async def test_a_store_whose_clock_was_set_back_still_buries(tmp_path: Path) -> None:
+    """By an hour: then all times that it has written lie an hour ahead, also the last renewal of who is gone."""
+    async with scene(app=SCRIPTED, lease_ttl=4) as here:
+        await here.start("c", 0)
+        await here.api.deliver("c", f"/until {tmp_path / 'gate'}", "gated")
+        await here.begun("c", 1)
+        (old,) = here.cluster.incarnations(0)
+        here.cluster.kill(0)
+        here.stored.shift_membership(3_600_000)
+        await wait_until(lambda: old in here.stored.buried(), "it is buried", 30)
+        events = await here.check("c")
+        assert attempts(events, "gated") == [(1, "new"), (2, "takeover")]
+        assert len(here.stored.members()) == 2, "and nobody else is"

@@ -145,9 +145,40 @@ def test_whoever_comes_first_after_an_outage_notices() -> None:
     assert reap(state, TTL, now)[1].grace == now + TTL
 
 
-def test_grace_is_never_shortened() -> None:
-    state = replace(cluster("a~1"), grace=T0 + 90_000)
+def test_grace_is_not_shortened_by_who_has_a_shorter_lease() -> None:
+    _, state = join(cluster("a~1"), "b~1", Member(0, 100_000, RENEW), T0)
+    state = replace(state, grace=T0 + 90_000)
     assert reap(state, TTL, T0 + 5_000)[1].grace == T0 + 90_000
+
+
+def test_what_was_written_before_the_clock_was_set_back_begins_now() -> None:
+    state = cluster("a~1", "b~1")
+    _, state = join(state, "slow~1", Member(0, 3 * TTL, RENEW), T0)
+    now = T0 - 3_600_000
+    state = replace(state, grace=T0 + TTL)
+    names, after = reap(state, TTL, now)
+    assert names == ()
+    assert {name: m.deadline - now for name, m in after.members.items()} == {
+        "a~1": TTL,
+        "b~1": TTL,
+        "slow~1": 3 * TTL,
+    }
+    assert (after.grace, after.version, after.dead) == (now + 3 * TTL, state.version, {})
+    # The healthy renew; who was gone before is buried like anybody else.
+    later = now + 3 * TTL
+    after = beating(replace(after, pulse=now), "a~1", "slow~1", now=later)
+    assert reap(after, TTL, later)[0] == ("b~1",)
+
+
+def test_a_lease_of_its_full_length_is_left_as_it_is() -> None:
+    state = replace(cluster("a~1"), grace=T0 + TTL)
+    assert reap(state, TTL, T0) == ((), state)
+    assert reap(state, TTL // 2, T0) == ((), state)
+    assert reap(state, TTL * 2, T0) == ((), state)
+    assert reap(state, TTL // 2, T0 - 1)[1].members["a~1"].deadline == T0 - 1 + TTL
+    # A longer lease of the caller's own says nothing of what lies within it.
+    assert reap(state, TTL * 2, T0 - TTL)[1].members["a~1"].deadline == T0 + TTL
+    assert reap(state, TTL * 2, T0 - TTL - 1)[1].members["a~1"].deadline == T0 - 1
 
 
 def test_bury_a_silent_member() -> None:

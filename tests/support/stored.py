@@ -113,6 +113,15 @@ class Stored:
         """Buried incarnations."""
         return set(self._ask("ZRANGE", f"{{{self._namespace}:m}}:dead", 0, -1))
 
+    def shift_membership(self, ms: int) -> None:
+        """Have every time of the membership so much later: as if the server's clock had been set back."""
+        group = f"{{{self._namespace}:m}}"
+        for name in self.members():
+            self._ask("ZINCRBY", f"{group}:lease", ms, name)
+        self._ask("INCRBY", f"{group}:pulse", ms)
+        # A grace period began shortly before.
+        self._ask("SET", f"{group}:grace", int(self._ask("GET", f"{group}:pulse")) + 1000)
+
     def records(self, incarnation: str) -> set[str]:
         """Conversations in a node's hash."""
         return set(self._ask("HKEYS", f"{{{self._namespace}:n:{incarnation}}}:conversations")) - {"#version"}

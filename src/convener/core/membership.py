@@ -91,6 +91,19 @@ def _felt(state: Membership, ttl: int, now: int) -> Membership:
     return state
 
 
+def _within_reach(state: Membership, ttl: int, now: int) -> Membership:
+    """Leases and grace that end later than any that is given now were given before the store's clock was set back. They
+    begin now: else a node that was gone by then would be a member, and nobody be buried, until it has caught up.
+    """
+    ahead = {
+        name: replace(member, deadline=now + member.ttl)
+        for name, member in state.members.items()
+        if member.deadline > now + max(ttl, member.ttl)
+    }
+    longest = max([ttl, *(member.ttl for member in state.members.values())])
+    return replace(state, members={**state.members, **ahead}, grace=min(state.grace, now + longest))
+
+
 def join(state: Membership, incarnation: str, member: Member, now: int) -> tuple[RenewReply, Membership]:
     """JOIN: become a member; the only step that makes one. `member.deadline` is ignored."""
     if incarnation in state.dead:
@@ -127,7 +140,7 @@ def _buried(state: Membership, names: tuple[str, ...], kind: BurialKind, by: str
 
 def reap(state: Membership, ttl: int, now: int, by: str = "") -> tuple[tuple[str, ...], Membership]:
     """REAP: bury the members whose lease has passed. `ttl` is the caller's, for the grace period; `by` the caller."""
-    state = _felt(state, ttl, now)
+    state = _within_reach(_felt(state, ttl, now), ttl, now)
     if now < state.grace:
         return (), state
     names = tuple(name for name, member in state.members.items() if member.deadline <= now)

@@ -43,7 +43,7 @@ MOVES = st.builds(
     name=st.sampled_from(
         (
             *("join", "join", "join", "renew", "late", "lapse", "silence", "reap", "bury", "bury", "leave", "forget"),
-            *("live", "supersede", "supersede"),
+            *("live", "supersede", "supersede", "ahead"),
         )
     ),
     who=st.integers(0, len(NAMES) - 1),
@@ -70,6 +70,12 @@ class Members:
         """The server's time at the step before, out of what it wrote; else the time now, which matters to nothing."""
         found, time = await self.store.membership(), await self._time()
         buried = [at for name, at in found.dead.items() if name not in self.model.dead]
+        known = self.model.members
+        moved = [m.deadline - m.ttl for n, m in found.members.items() if n in known and m.deadline != known[n].deadline]
+        if moved:
+            return moved[0]
+        if found.grace < self.model.grace:
+            return found.grace - TTL
         felt = bool(found.pulse) and time - found.pulse > LONG // 2
         return buried[0] if buried else found.grace - TTL if felt else time
 
@@ -103,6 +109,15 @@ class Members:
 
     async def _late(self, name: str, _: Move) -> None:
         await self._shift(name, TTL // 2)
+
+    async def _ahead(self, name: str, move: Move) -> None:
+        """The clock was set back after a renewal; or after a grace period began."""
+        if not move.flag:
+            await self._shift(name, -LONG)
+        elif self.model.pulse:
+            key, value = self.store.keys.grace, await self._time() + LONG
+            await self.store.topology.execute(key, "SET", key, value)
+            self.model = replace(self.model, grace=value)
 
     async def _lapse(self, name: str, _: Move) -> None:
         await self._shift(name, LONG)
@@ -177,6 +192,9 @@ QUIET = Move("silence", flag=True)
 @example(moves=[*JOINS, Move("lapse"), Move("lapse", 1), Move("reap"), Move("renew"), Move("join")])
 @example(
     moves=[*JOINS, Move("silence"), Move("lapse"), Move("reap"), Move("bury"), QUIET, Move("renew", 1), Move("reap")]
+)
+@example(
+    moves=[*JOINS, Move("ahead"), Move("reap"), Move("late"), Move("bury"), Move("ahead", flag=True), Move("reap")]
 )
 async def test_the_membership(store: RedisStore, moves: list[Move]) -> None:
     members = Members(store)

@@ -5,7 +5,21 @@
 -- ->   buried incarnations
 -- @include now
 -- @include membership
-feel(tonumber(ARGV[2]))
+local ttl = tonumber(ARGV[2])
+feel(ttl)
+-- What lies beyond any lease was written before the clock was set back (core.membership._within_reach).
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. text(now + ttl), '+inf')) do
+  local row = redis.call('HGET', KEYS[3], name)
+  local longest = now + (row and terms(row) or 0)
+  if tonumber(redis.call('ZSCORE', KEYS[1], name)) > longest then
+    redis.call('ZADD', KEYS[1], text(longest), name)
+  end
+end
+if grace() > now + ttl then
+  local longest = ttl
+  for _, row in ipairs(redis.call('HVALS', KEYS[3])) do longest = math.max(longest, (terms(row))) end
+  redis.call('SET', KEYS[6], text(math.min(grace(), now + longest)))
+end
 if now < grace() then return {} end
 local names = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(now))
 if #names > 0 then bury(ARGV[1], names, 'reaped', ARGV[3]) end
