@@ -71,6 +71,26 @@ def test_archived_is_fenced() -> None:
     assert retention.archived(unowned, nobody) == ("FENCED", ())
 
 
+def test_what_is_stopped_may_be_archived_whole_under_its_epoch() -> None:
+    world = settled()
+    world.send("m3")
+    world.take_in()
+    world.stop("b~1", buried="a~1")
+    last = world.head.seq
+    assert world.head.base < last - 1
+    assert archive(world, last, epoch=world.head.epoch - 1) == "FENCED"
+    assert archive(world, last, owner="a~1") == "FENCED"
+    assert archive(world, last, keep=last) == "OK"
+    assert seqs(world) == [last]
+    world.resume()
+    assert archive(world, last, keep=last, epoch=world.head.epoch - 1) == "FENCED"
+    assert archive(world, last) == "FENCED"
+    world.claim("c~1", "n9")
+    assert seqs(world) == [last, last + 1]
+    assert archive(world, last, keep=last + 1) == "OK"
+    assert seqs(world) == [last, last + 1]
+
+
 def test_the_mark_goes_by_the_log_and_never_back() -> None:
     world = settled()
     epoch = world.head.epoch

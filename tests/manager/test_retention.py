@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from convener.core.cursor import Cursor
+from convener.core.view import Place
 from convener.errors import NotFound
 from convener.manager import archiving, retention
 from convener.manager.context import NodeOptions
@@ -207,6 +208,51 @@ async def test_what_is_used_stays(make_cluster: MakeCluster) -> None:
     await wait_until(lambda: looks > 10, "the sweep has looked often enough")
     assert await exists(cluster, "c")
     del cast("Any", cluster[0].engine.node.store).heads
+
+
+async def test_a_stopped_conversation_leaves_the_store_and_comes_back(
+    make_cluster: MakeCluster, folder: Callable[[int], Archive], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log, but for the last entry; several nodes are at it. It is read as before, and `resume` goes on with it."""
+    monkeypatch.setattr(archiving, "SEGMENT_ENTRIES", 16)
+    monkeypatch.setattr(archiving, "RUBBISH_S", 0.0)
+    cluster: InProcessCluster = await make_cluster(counted, options=FOREVER, nodes=3, archive=folder)
+    await said(cluster, "c")
+    await said(cluster, "c")
+    await wait_until(lambda: _has(cluster, "c", 65), "both turns have ended")
+    await cluster[1].close_session("c", "enough")
+    log = await whole(cluster[0], "c")
+
+    async def has_left() -> bool:
+        page = await cluster[0].engine.node.store.read("c", Cursor(), 100)
+        return page is not None and len(page.entries) == 1
+
+    await wait_until(has_left, "its log has left the store")
+    assert await whole(cluster[2], "c") == log
+    assert [seq for _, seq, _ in log] == list(range(1, len(log) + 1))
+    await cluster[2].resume("c")
+    await cluster[2].send_event_to_conversation("c", {"text": "x"}, user_id="u")
+    await wait_until(lambda: _has(cluster, "c", len(log) + 31), "it goes on")
+    after = await whole(cluster[1], "c")
+    assert after[: len(log)] == log
+    assert '"count":3' in after[-2][2]
+
+
+async def counted(turn: Turn[Any]) -> None:
+    turn.state["count"] = turn.state.get("count", 0) + 1
+    for n in range(30):
+        await turn.emit("noted", n)
+    await turn.reply({"count": turn.state["count"]})
+
+
+async def whole(manager: Any, cid: str) -> list[tuple[int, int, str]]:
+    """The log as it is read page by page."""
+    found: list[tuple[int, int, str]] = []
+    while True:
+        page = await manager.read_log(cid, Cursor(place=Place(0, len(found))), 50)
+        if not page.entries:
+            return found
+        found += [(e.epoch, e.seq, e.event) for e in page.entries]
 
 
 @pytest.mark.parametrize("owned", [True, False])

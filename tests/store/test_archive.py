@@ -16,7 +16,7 @@ from convener.core.retention import ArchivedRequest
 from convener.core.view import START, Place
 from convener.core.wire import event
 from convener.errors import ArchiveUnavailable, ConfigurationError
-from convener.store.archive import Archive, LogReader, Manifest, Objects, Segment, SegmentRef, open_objects
+from convener.store.archive import Archive, LogReader, Manifest, Objects, Segment, SegmentRef, open_objects, writer_of
 from convener.store.archive.segments import Malformed
 from convener.store.memory import MemoryStore
 from convener.testing.contract_checks.tools import GENERATION, REPLY, append, claim, head, owned
@@ -101,6 +101,14 @@ def test_segments_say_what_they_are() -> None:
     assert segment.encode() == segment.encode()
     odd = Segment("c", "g", (LogEntry(1, 1, "not json"), LogEntry(1, 2, '{"ts":"x"}')))
     assert odd.ref(1).newest == 0
+
+
+def test_names_tell_the_epoch_of_their_writer() -> None:
+    segment = Segment("c", "g", entries(3, 9))
+    assert writer_of(segment.ref(1234).name) == 1234
+    assert writer_of(Manifest("c", "g").new_name(77)) == 77
+    for name in ("", "log", "log-", "log-1", "log-1-x", "other-1-5", "manifest", "log-1-\u0665"):
+        assert writer_of(name) == 0
 
 
 def test_damaged_objects_are_noticed() -> None:

@@ -35,13 +35,18 @@ class ArchivedRequest:
 
 
 def archived(state: Conversation, request: ArchivedRequest) -> tuple[ArchivedOutcome, Effects]:
-    """ARCHIVED: name the list of what the archive has, and trim the log up to there, if its owner says so.
+    """ARCHIVED: name the list of what the archive has, and trim the log up to there, if its owner says so. What is
+    stopped has none: then anybody may, since its log does not change, and `resume` begins another epoch.
 
     The mark only goes forward, and only to an entry that the log has: after a fail-over that lost entries, the archive
-    may have some that never were. The log keeps what a new owner must read (`base`), and its last entry always.
+    may have some that never were. The log keeps its last entry always, and what a new owner must read (`base`), unless
+    it is stopped: then nothing is unanswered.
     """
     meta = state.meta
-    if meta is None or not meta.owner or meta.owner != request.owner or meta.epoch != request.epoch:
+    if meta is None or meta.owner != request.owner or meta.epoch != request.epoch:
+        return "FENCED", ()
+    closed = meta.status == "stopped"
+    if not (meta.owner or closed):
         return "FENCED", ()
     epoch, seq = request.upto
     if seq < meta.archived:
@@ -49,7 +54,7 @@ def archived(state: Conversation, request: ArchivedRequest) -> tuple[ArchivedOut
     if (epoch, seq) != (meta.archived_epoch, meta.archived) and request.upto not in state.places:
         return "STALE", ()
     after = SetMeta(replace(meta, archived=seq, archived_epoch=epoch, manifest=request.manifest))
-    if request.keep in state.places and request.keep[1] - 1 <= min(seq, meta.base):
+    if request.keep in state.places and request.keep[1] - 1 <= (seq if closed else min(seq, meta.base)):
         return "OK", (after, TrimLog(request.keep[1] - 1))
     return "OK", (after,)
 

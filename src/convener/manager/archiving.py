@@ -1,8 +1,9 @@
 """Old log entries on their way out of the store, in the background (protocol, section 6, "Retention").
 
-The owner of a conversation does it, and nobody else: segment, then manifest, then ARCHIVED, which is fenced and makes
-that manifest the one that counts, and trims the log. Wherever a node dies between these, the next owner goes on from
-the manifest that counts; what it does not list is cleared away. An archive that is away delays this and nothing else.
+The owner of a conversation does it, and, once it is stopped, whoever sweeps: segment, then manifest, then ARCHIVED,
+which is fenced and makes that manifest the one that counts, and trims the log. Wherever a node dies between these, the
+next one goes on from the manifest that counts; what it does not list is cleared away. An archive that is away delays
+this and nothing else.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from convener.core.retention import ArchivedRequest
 from convener.core.view import Place
 from convener.errors import ArchiveUnavailable, ConvenerError
 from convener.manager.clock import boottime, wall_ms
-from convener.store.archive import Archive, Manifest, Segment
+from convener.store.archive import Archive, Manifest, Segment, SegmentRef, writer_of
 
 if TYPE_CHECKING:
+    from convener.manager.context import NodeContext
     from convener.manager.engine import Engine
     from convener.manager.runner import Runner
 
@@ -129,17 +131,13 @@ class Archiving:
         if progress.archived == 0:
             return False
         if not progress.tidied or progress.rubbish:
-            return now - (progress.rubbish[0][0] if progress.rubbish else progress.since) > self._rubbish_s
+            return now - (progress.rubbish[0][0] if progress.rubbish else progress.since) > rubbish_age(self._node)
         return self._node.options.retention is not None and now - progress.aged > AGE_CHECK_S
-
-    @property
-    def _rubbish_s(self) -> float:
-        return max(RUBBISH_S, 2 * self._node.options.lease_ttl)
 
     async def _archive_one(self, runner: Runner, progress: _Progress, old: int) -> None:
         try:
             async with self._limit:
-                await _Job(self._engine, self._archive, runner, progress, self._rubbish_s).run(old)
+                await _Job(self._node, self._archive, runner, progress).run(old)
             progress.failures = 0
         except Stop as reason:
             log.info("nothing more is archived for now", conversation_id=runner.cid, reason=str(reason))
@@ -158,59 +156,35 @@ class Archiving:
         progress.not_before = boottime() + min(pause, LONGEST_PAUSE_S)
 
 
-class _Job:
-    """One go at one conversation."""
+class Writer:
+    """What archives one conversation: its owner, or, if it is stopped, anybody under its last epoch.
 
-    def __init__(self, engine: Engine, archive: Archive, runner: Runner, progress: _Progress, rubbish_s: float) -> None:
-        self._node = engine.node
+    Args:
+        owner, epoch: what the head must have.
+    """
+
+    def __init__(self, node: NodeContext, archive: Archive, cid: str, owner: str, epoch: int) -> None:
+        self._node = node
         self._archive = archive
-        self._runner = runner
-        self._cid = runner.cid
-        self._progress = progress
-        self._rubbish_s = rubbish_s
+        self._cid = cid
+        self._owner = owner
+        self._epoch = epoch
 
-    async def run(self, old: int) -> None:
-        """Archive what is old and worth it, let go of what is too old, clear away what counts no more.
+    async def head(self) -> Meta:
+        """The head. Raises `Stop` if somebody else may archive now, not this one."""
+        head = await self._node.store.head(self._cid)
+        if head is None or head.owner != self._owner or head.epoch != self._epoch:
+            raise Stop("it has another owner, or another epoch has begun")
+        return head
 
-        Args:
-            old: number of the last entry that is old enough.
-        """
-        progress, runner = self._progress, self._runner
-        head = await self._head()
+    async def manifest(self, head: Meta) -> Manifest:
+        """The manifest that counts. Raises `ArchiveUnavailable`."""
         manifest = await self._archive.manifest(self._cid, head.generation, head.manifest)
         if manifest is None or manifest.last != (head.archived_epoch, head.archived):
             raise ArchiveUnavailable(f"the archive lacks the manifest {head.manifest}, or it is not what it should be")
-        if progress.archived != head.archived:
-            # At first; and after a fail-over that lost ARCHIVED.
-            progress.archived = head.archived
-            progress.volume = runner.view.volume
-            progress.size = await self._size_above(head.archived)
-        while old - progress.archived >= ENOUGH or (old > progress.archived and self._size() >= SEGMENT_BYTES):
-            head, manifest = await self._step(head, manifest, old)
-        manifest = await self._let_go(head, manifest)
-        await self._tidy(head, manifest)
+        return manifest
 
-    def _size(self) -> int:
-        return self._progress.size + self._runner.view.volume - self._progress.volume
-
-    async def _head(self) -> Meta:
-        head = await self._node.store.head(self._cid)
-        if head is None or head.owner != self._runner.incarnation or head.epoch != self._runner.epoch:
-            raise Stop("this node does not own it any more")
-        return head
-
-    async def _size_above(self, seq: int) -> int:
-        """Characters of the entries above `seq`, as far as that matters."""
-        size = 0
-        while size < SEGMENT_BYTES:
-            page = await self._node.store.read(self._cid, Cursor(place=Place(0, seq)), PAGE)
-            if page is None or not page.entries:
-                break
-            size += sum(len(e.event) for e in page.entries)
-            seq = page.entries[-1].seq
-        return size
-
-    async def _entries(self, after: int, upto: int, size: int) -> list[LogEntry]:
+    async def entries(self, after: int, upto: int, size: int) -> list[LogEntry]:
         """Entries in the store from `after` + 1, at most to `upto`, and until they have `size` characters."""
         found: list[LogEntry] = []
         held = 0
@@ -226,25 +200,117 @@ class _Job:
             after = found[-1].seq
         return found
 
+    async def segment(self, head: Meta, after: int, upto: int) -> tuple[SegmentRef, list[LogEntry]]:
+        """Write the next segment; how a manifest lists it, and its entries."""
+        entries = await self.entries(after, min(upto, after + SEGMENT_ENTRIES), SEGMENT_BYTES)
+        segment = Segment(self._cid, head.generation, tuple(entries))
+        ref = await self._archive.put_segment(segment, self._epoch, self._known)
+        self._node.metrics.archived_entries.inc(ref.last[1] - after)
+        return ref, [entry for entry in entries if entry.seq <= ref.last[1]]
+
+    async def _known(self, first: int, last: int) -> Sequence[LogEntry]:
+        return await self.entries(first - 1, last, 1 << 62)
+
+    async def commit(self, manifest: Manifest, keep: tuple[int, int] = (0, 0)) -> str:
+        """Make `manifest` the one that counts; its name. Raises `Stop` if this one may not (any more)."""
+        name = manifest.new_name(self._epoch)
+        await self._archive.put_manifest(manifest, name)
+        request = ArchivedRequest(self._owner, self._epoch, manifest.last, name, keep)
+        outcome = await self._node.store.archived(self._cid, request)
+        if outcome != "OK":
+            raise Stop(f"ARCHIVED was answered {outcome}")
+        return name
+
+    async def rubbish(self, head: Meta) -> list[str]:
+        """Names of objects of earlier epochs that the manifest which counts does not list: no other can list them.
+
+        Looked at first, and then whether this one may still archive. Objects of this epoch are none of that: somebody
+        else may just be about to make them count, if the conversation is stopped.
+        """
+        there = await self._archive.names(self._cid, head.generation)
+        head = await self.head()
+        counts = {ref.name for ref in (await self.manifest(head)).segments} | {head.manifest}
+        return [name for name in there if name not in counts and 0 < writer_of(name) < self._epoch]
+
+
+async def archive_closed(node: NodeContext, archive: Archive, cid: str, head: Meta) -> None:
+    """Archive a stopped conversation whole; the store keeps the last entry of its log. Raises `Stop`,
+    `ArchiveUnavailable`, `StoreUnavailable`.
+
+    Several nodes may be at it: the log does not change, so they write the same.
+    """
+    writer = Writer(node, archive, cid, head.owner, head.epoch)
+    head = await writer.head()
+    manifest = await writer.manifest(head)
+    if head.status != "stopped" or manifest.last[1] >= head.seq:
+        return
+    while manifest.last[1] < head.seq:
+        ref, _ = await writer.segment(head, manifest.last[1], head.seq)
+        manifest = manifest.with_(ref)
+    name = await writer.commit(manifest, manifest.last)
+    await asyncio.sleep(rubbish_age(node))
+    gone = set(await writer.rubbish(head))
+    # Each name is made to count once at most, so one that does not count now never will.
+    gone |= {former for former in (head.manifest, name) if former} - {(await writer.head()).manifest}
+    await archive.delete(cid, head.generation, gone)
+
+
+def rubbish_age(node: NodeContext) -> float:
+    """How long what counts no more stays, in seconds."""
+    return max(RUBBISH_S, 2 * node.options.lease_ttl)
+
+
+class _Job(Writer):
+    """One go at one conversation of this node."""
+
+    def __init__(self, node: NodeContext, archive: Archive, runner: Runner, progress: _Progress) -> None:
+        super().__init__(node, archive, runner.cid, runner.incarnation, runner.epoch)
+        self._runner = runner
+        self._progress = progress
+
+    async def run(self, old: int) -> None:
+        """Archive what is old and worth it, let go of what is too old, clear away what counts no more.
+
+        Args:
+            old: number of the last entry that is old enough.
+        """
+        progress, runner = self._progress, self._runner
+        head = await self.head()
+        manifest = await self.manifest(head)
+        if progress.archived != head.archived:
+            # At first; and after a fail-over that lost ARCHIVED.
+            progress.archived = head.archived
+            progress.volume = runner.view.volume
+            progress.size = await self._size_above(head.archived)
+        while old - progress.archived >= ENOUGH or (old > progress.archived and self._size() >= SEGMENT_BYTES):
+            head, manifest = await self._step(head, manifest, old)
+        await self._let_go(head, manifest)
+        await self._tidy(head)
+
+    def _size(self) -> int:
+        return self._progress.size + self._runner.view.volume - self._progress.volume
+
+    async def _size_above(self, seq: int) -> int:
+        """Characters of the entries above `seq`, as far as that matters."""
+        size = 0
+        while size < SEGMENT_BYTES:
+            page = await self._node.store.read(self._cid, Cursor(place=Place(0, seq)), PAGE)
+            if page is None or not page.entries:
+                break
+            size += sum(len(e.event) for e in page.entries)
+            seq = page.entries[-1].seq
+        return size
+
     async def _step(self, head: Meta, manifest: Manifest, old: int) -> tuple[Meta, Manifest]:
         """Segment, manifest, ARCHIVED."""
-        progress, epoch = self._progress, self._runner.epoch
-        upto = min(old, progress.archived + SEGMENT_ENTRIES)
-        entries = await self._entries(progress.archived, upto, SEGMENT_BYTES)
-        segment = Segment(self._cid, head.generation, tuple(entries))
-        ref = await self._archive.put_segment(segment, epoch, self._known)
+        progress = self._progress
+        ref, entries = await self.segment(head, progress.archived, old)
         manifest = manifest.with_(ref)
-        written = [entry for entry in entries if entry.seq <= ref.last[1]]
-        head = await self._commit(head, manifest, await self._keep(written, ref.last[1], head.base))
-        metrics = self._node.metrics
-        metrics.archived_entries.inc(ref.last[1] - progress.archived)
-        progress.size = max(self._size() - segment.size, 0)
+        head = await self._replace(head, manifest, await self._keep(entries, ref.last[1], head.base))
+        progress.size = max(self._size() - sum(len(entry.event) for entry in entries), 0)
         progress.volume = self._runner.view.volume
         progress.archived = ref.last[1]
         return head, manifest
-
-    async def _known(self, first: int, last: int) -> Sequence[LogEntry]:
-        return await self._entries(first - 1, last, 1 << 62)
 
     async def _keep(self, entries: Sequence[LogEntry], upto: int, base: int) -> tuple[int, int]:
         """(epoch, seq) of the first entry that the store is to keep: the window before the mark, and whatever a new
@@ -262,44 +328,33 @@ class _Job:
             return (0, 0)
         return (page.entries[0].epoch, seq)
 
-    async def _commit(self, head: Meta, manifest: Manifest, keep: tuple[int, int] = (0, 0)) -> Meta:
-        """Make `manifest` the one that counts; the head then."""
-        name = manifest.new_name(self._runner.epoch)
-        await self._archive.put_manifest(manifest, name)
-        request = ArchivedRequest(self._runner.incarnation, self._runner.epoch, manifest.last, name, keep)
-        outcome = await self._node.store.archived(self._cid, request)
-        if outcome != "OK":
-            raise Stop(f"ARCHIVED was answered {outcome}")
+    async def _replace(self, head: Meta, manifest: Manifest, keep: tuple[int, int] = (0, 0)) -> Meta:
+        """Make `manifest` the one that counts; the former one is rubbish. The head then."""
+        await self.commit(manifest, keep)
         if head.manifest:
             self._progress.rubbish.append((boottime(), head.manifest))
-        return await self._head()
+        return await self.head()
 
-    async def _let_go(self, head: Meta, manifest: Manifest) -> Manifest:
+    async def _let_go(self, head: Meta, manifest: Manifest) -> None:
         """Take segments that are too old off the list."""
         retention, now = self._node.options.retention, boottime()
         if retention is None or now - self._progress.aged <= min(AGE_CHECK_S, retention / 4):
-            return manifest
+            return
         self._progress.aged = now
         shorter = manifest.newer_than(wall_ms() - round(retention * 1000))
         if shorter == manifest:
-            return manifest
-        await self._commit(head, shorter)
+            return
+        await self._replace(head, shorter)
         kept = {ref.name for ref in shorter.segments}
         self._progress.rubbish += [(now, ref.name) for ref in manifest.segments if ref.name not in kept]
-        return shorter
 
-    async def _tidy(self, head: Meta, manifest: Manifest) -> None:
+    async def _tidy(self, head: Meta) -> None:
         """Delete what has counted no more for a while; once per ownership also what earlier owners have left."""
         progress, now = self._progress, boottime()
-        gone = [name for at, name in progress.rubbish if now - at > self._rubbish_s]
-        if not progress.tidied and now - progress.since > self._rubbish_s:
-            # Of all that is there, only what the manifest that counts lists can ever be read again: no owner of an
-            # earlier epoch can make another one count.
-            # Looked at first, and then whether this node still owns it: so nothing of a later owner is among it.
-            there = await self._archive.names(self._cid, head.generation)
-            counts = {ref.name for ref in manifest.segments} | {(await self._head()).manifest}
-            counts |= {name for _, name in progress.rubbish}
-            gone += [name for name in there if name not in counts]
+        age = rubbish_age(self._node)
+        gone = [name for at, name in progress.rubbish if now - at > age]
+        if not progress.tidied and now - progress.since > age:
+            gone += await self.rubbish(head)
             progress.tidied = True
         if gone:
             await self._archive.delete(self._cid, head.generation, gone)

@@ -16,8 +16,10 @@ import structlog
 from convener.core.model import Meta
 from convener.core.placement import rendezvous
 from convener.errors import ArchiveUnavailable, ConvenerError
+from convener.manager.archiving import Stop, archive_closed
 from convener.manager.clock import boottime, wall_ms
 from convener.manager.timers import ASK_TIMER
+from convener.store.archive import Archive
 from convener.store.tables import SHARDS
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ log = structlog.get_logger(__name__)
 PAGE: Final = 200
 PAUSE_S: Final = 0.02
 """Between two pages: it is nobody's hurry."""
+ABREAST: Final = 16
+"""Stopped conversations that are being archived, or have just been and are tidied up."""
 CREATING_S: Final = 60.0
 """A list names a conversation before it exists. After that time it is not being created any more."""
 
@@ -75,14 +79,17 @@ class Sweep:
 
     Args:
         live: the incarnations among which it is shared out.
+        allowed: whether every node knows of archives.
     """
 
-    def __init__(self, engine: Engine, live: Callable[[], list[str]]) -> None:
+    def __init__(self, engine: Engine, live: Callable[[], list[str]], allowed: Callable[[], bool]) -> None:
         self._engine = engine
         self._node = engine.node
         self._live = live
         self._missing: dict[str, float] = {}
         self._taken_out: list[str] = []
+        self._allowed = allowed
+        self._leaving: set[str] = set()
 
     async def run(self) -> None:
         """Walk again and again, for ever."""
@@ -109,6 +116,8 @@ class Sweep:
                 self._missing.pop(cid, None)
                 if self._is_old(head):
                     await self._expire(cid, head)
+                elif self._may_leave(head):
+                    self._archive_closed(cid, head)
             after = page[-1]
             await asyncio.sleep(PAUSE_S)
 
@@ -119,6 +128,29 @@ class Sweep:
 
     def _is_old(self, head: Meta) -> bool:
         return not head.owner and head.updated <= self._before()
+
+    def _may_leave(self, head: Meta) -> bool:
+        """Whether it is stopped for so long that no fail-over takes that back, and not archived yet."""
+        since = wall_ms() - head.updated
+        return head.status == "stopped" and head.archived < head.seq and since > self._node.options.lease_ttl * 1000
+
+    def _archive_closed(self, cid: str, head: Meta) -> None:
+        archive = self._node.logs.archive
+        if archive is not None and len(self._leaving) < ABREAST and cid not in self._leaving and self._allowed():
+            self._leaving.add(cid)
+            self._node.supervisor.spawn(f"archive {cid}", self._leave(archive, cid, head))
+
+    async def _leave(self, archive: Archive, cid: str, head: Meta) -> None:
+        try:
+            await archive_closed(self._node, archive, cid, head)
+        except Stop as reason:
+            log.info("it is not archived", conversation_id=cid, reason=str(reason))
+        except ConvenerError as error:
+            kind = "archive" if isinstance(error, ArchiveUnavailable) else "store"
+            self._node.metrics.archive_failures.labels(kind=kind).inc()
+            log.warning("archiving is put off", conversation_id=cid, error=str(error))
+        finally:
+            self._leaving.discard(cid)
 
     async def _expire(self, cid: str, head: Meta) -> None:
         store = self._node.store

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar, Final, Self
 
@@ -213,11 +214,12 @@ class StandaloneConversationManager(Requests, Operating):
         node.supervisor.keep("gauges", self._health.run)
         node.supervisor.keep("store's room", lambda: node.storage.watch(node.store, node.metrics))
         node.supervisor.keep("timers", Timers(self.engine, self._members.live).run)
+        allowed = partial(self._members.all_speak, ARCHIVES)
         if self.archive is not None:
-            archiving = Archiving(self.engine, self.archive, lambda: self._members.all_speak(ARCHIVES))
+            archiving = Archiving(self.engine, self.archive, allowed)
             node.supervisor.keep("archive", archiving.run)
         if self.archive is not None or node.options.retention is not None:
-            node.supervisor.keep("sweep", Sweep(self.engine, self._members.live).run)
+            node.supervisor.keep("sweep", Sweep(self.engine, self._members.live, allowed).run)
 
     async def _end(self) -> None:
         """Nothing is owned any more, or recovery takes it."""

@@ -9,6 +9,6 @@ from __future__ import annotations
 from convener.store.archive.archive import Archive
 from convener.store.archive.objects import Objects, open_objects
 from convener.store.archive.reader import LogReader
-from convener.store.archive.segments import Manifest, Segment, SegmentRef
+from convener.store.archive.segments import Manifest, Segment, SegmentRef, writer_of
 
-__all__ = ["Archive", "LogReader", "Manifest", "Objects", "Segment", "SegmentRef", "open_objects"]
+__all__ = ["Archive", "LogReader", "Manifest", "Objects", "Segment", "SegmentRef", "open_objects", "writer_of"]

@@ -21,6 +21,13 @@ LOG: Final = "log-"
 MANIFEST: Final = "manifest-"
 
 
+def writer_of(name: str) -> int:
+    """The epoch under which an object was written, by its name; 0 if it is none of ours."""
+    kind, _, rest = name.partition("-")
+    epoch = ([*rest.split("-"), ""])[1]
+    return int(epoch) if f"{kind}-" in (LOG, MANIFEST) and epoch.isascii() and epoch.isdigit() else 0
+
+
 class Malformed(ValueError):
     """An object is not what its name says."""
 

@@ -93,6 +93,32 @@ async def check_archived_is_fenced(h: Harness) -> None:
     assert await seqs(s) == ([4, 5, 6, 7, 8, 9, 10], False, 4)
 
 
+async def check_what_is_stopped_is_archived_whole(h: Harness) -> None:
+    """By anybody, under its last epoch, also beyond `base`: nothing is unanswered. `resume` ends that."""
+    s = await h.connect()
+    await owned(s)
+    await append(s, *[REPLY] * 8)
+    await send(s, "m1")
+    assert (await s.stop("c", "b~1", "enough", "a~1")).outcome == "STOPPED"
+    m = await head(s)
+    last = (m.epoch, m.seq)
+    assert await archived(s, 0, upto=last, keep=last, owner="a~1") == "FENCED"
+    assert await archived(s, 0, upto=last, keep=last, epoch=m.epoch - 1) == "FENCED"
+    assert await archived(s, 0, upto=last, keep=last, manifest="all") == "OK"
+    assert await seqs(s) == ([m.seq], False, m.seq)
+    assert (await head(s)) == replace(m, archived=m.seq, archived_epoch=m.epoch, manifest="all")
+    assert await s.resume("c") == "OK"
+    assert await archived(s, 0, upto=last, keep=last, epoch=m.epoch) == "FENCED"
+    assert await archived(s, 0, upto=last, keep=last) == "FENCED"
+    again = await claim(s, "b~1", "n2")
+    assert again.opened is not None
+    assert f'"prev":[{m.epoch},{m.seq}]' in again.opened.event
+    await send(s, "m2")
+    await take_in(s)
+    await answer(s, 2)
+    assert await seqs(s) == ([m.seq, m.seq + 1, m.seq + 2, m.seq + 3], False, m.seq)
+
+
 async def check_archived_goes_by_the_log(h: Harness) -> None:
     """Only an entry that the log has, and never back: the archive may have what a fail-over has taken."""
     s = await h.connect()
