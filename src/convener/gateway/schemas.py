@@ -245,7 +245,7 @@ class Node(BaseModel):
     incarnation: str
     state: Literal["live", "draining", "suspended", "buried"]
     version: str
-    protocol: int
+    protocol: int | None
     address: str
     conversations: int
     connections: int
@@ -394,7 +394,7 @@ def node(info: NodeInfo) -> dict[str, Any]:
         "incarnation": info.incarnation,
         "state": info.state,
         "version": info.version,
-        "protocol": info.protocol,
+        "protocol": info.protocol or None,
         "address": info.address,
         "conversations": info.conversations,
         "connections": info.connections,

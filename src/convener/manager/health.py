@@ -57,6 +57,8 @@ class Health:
             checks["bus"] = f"nothing heard for {silent:.0f} s"
         if problem := node.storage.problem():
             checks["store"] = problem
+        elif checks["lease"] != "ok" and checks["bus"] != "ok" and not node.lease.ended:
+            checks["store"] = "does not answer"
         if node.draining:
             checks["draining"] = "this node is leaving"
         if failing := node.supervisor.failing:

@@ -81,7 +81,7 @@ class NodeInfo:
         name, incarnation: of the node; the incarnation is new at each start.
         state: buried ones are listed while they are remembered.
         version: of the package, "" if unknown.
-        protocol: version of the protocol between the nodes.
+        protocol: version of the protocol between the nodes, 0 if unknown.
         address: where clients reach it, "" if unknown.
         conversations: loaded there.
         connections: clients connected there.
@@ -94,7 +94,7 @@ class NodeInfo:
     incarnation: str
     state: NodeState = "live"
     version: str = ""
-    protocol: int = 1
+    protocol: int = 0
     address: str = ""
     conversations: int = 0
     connections: int = 0
