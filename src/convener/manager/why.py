@@ -282,6 +282,8 @@ def words(name: str, buried: Buried | None, at: int) -> str:
 
 def seconds(ms: int) -> str:
     """A duration for people."""
+    if ms < 100:
+        return f"{ms} ms"
     if ms < 10_000:
         return f"{ms / 1000:.1f} s"
     return f"{ms / 1000:.0f} s" if ms < 600_000 else f"{ms / 60_000:.0f} min"
