@@ -55,6 +55,7 @@ def make_store(settings: Settings) -> Store:
             settings.redis_url,
             namespace=settings.namespace,
             credentials=settings.redis_credentials,
+            durability=settings.durability,
             tls={option: str(path) for option, path in files.items() if path is not None},
         )
     if settings.data_dir is not None:

@@ -25,6 +25,7 @@
     │   └── CallTimeout
     ├── RemoteError                 the called method raised
     └── StoreUnavailable            the store is away, slow or refuses
+        ├── NotConfirmed            it was done, and no replica has it yet
         ├── StoreFull
         └── ArchiveUnavailable      so is the archive, and what was asked for is there
 
@@ -54,6 +55,7 @@ __all__ = [
     "LimitExceeded",
     "NotAuthenticated",
     "NotAuthorized",
+    "NotConfirmed",
     "NotFound",
     "OwnerUnavailable",
     "OwnershipLost",
@@ -281,6 +283,15 @@ class StoreUnavailable(ConvenerError):
     http_status = 503
     retryable = True
     pause = 1.0
+
+
+class NotConfirmed(StoreUnavailable):
+    """It was done, but no replica has confirmed it in time (`durability` ``replicated``): it may yet be lost.
+
+    Repeat it under the same identity: what was done is then told, after another look for a replica.
+    """
+
+    code = "not_confirmed"
 
 
 class StoreFull(StoreUnavailable):

@@ -115,6 +115,12 @@ class Settings(BaseSettings):
         default=None,
         description="PEM file of the key of `redis_cert_file`.",
     )
+    durability: Literal["memory", "replicated", "managed"] = Field(
+        default="memory",
+        description="When what is accepted counts as stored: `memory`, when the store's primary has it; `replicated`, "
+        "when a replica has confirmed it (WAIT), so that a fail-over to it loses nothing that was acknowledged; "
+        "`managed`, when it is answered, for services that replicate before they answer.",
+    )
     namespace: str = Field(
         default="convener",
         description="Prefix of all keys and channels, so that clusters may share a store: A-Z a-z 0-9 . _ -.",

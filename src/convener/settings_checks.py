@@ -82,6 +82,8 @@ def _store_problem(settings: Settings) -> str | None:
         for field in ("redis_credentials", "redis_ca_file", "redis_cert_file", "redis_key_file"):
             if getattr(settings, field) is not None:
                 return f"{field}: has no effect without redis_url"
+        if settings.durability != "memory":
+            return f"durability: {settings.durability} has no effect without redis_url"
         return None
     if settings.data_dir is not None:
         return "data_dir: only a standalone node keeps files; leave it out, or leave out redis_url"

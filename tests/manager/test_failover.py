@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -71,9 +71,9 @@ async def lose_the_last_messages(
     return before
 
 
-async def texts(cluster: InProcessCluster, cid: str) -> list[str]:
+async def texts(cluster: InProcessCluster, cid: str, node: int = 0) -> list[str]:
     """The log: places and contents."""
-    page = await cluster[0].engine.node.store.read(cid, Cursor(), 1000)
+    page = await cluster[node].engine.node.store.read(cid, Cursor(), 1000)
     assert page is not None
     return [f"{entry.epoch}-{entry.seq} {entry.event}" for entry in page.entries]
 
@@ -139,6 +139,55 @@ async def test_owners_forget_what_a_replica_has(sentinels: SentinelGroup) -> Non
         await wait_until(lambda: len(tails[0]) > 0, "the owner remembers")
         replica.resume()
         await wait_until(lambda: not len(tails[0]), "the replica has caught up", 60)
+
+
+class Sender:
+    """Sends one message after the other, each repeated under its id until it is accepted."""
+
+    def __init__(self, cluster: InProcessCluster, cid: str) -> None:
+        self.cluster = cluster
+        self.cid = cid
+        self.accepted: list[str] = []
+        self.stop = asyncio.Event()
+
+    async def run(self) -> None:
+        while not self.stop.is_set():
+            ident = f"{self.cid}.{len(self.accepted)}"
+            await send(self.cluster, self.cid, ident, 1 + len(self.accepted) % 2)
+            self.accepted.append(ident)
+
+    async def gets_on(self) -> None:
+        goal = len(self.accepted) + 10
+        await wait_until(lambda: len(self.accepted) >= goal, f"{goal} messages are accepted", 60)
+
+
+async def test_nothing_that_was_acknowledged_is_lost_if_it_is_replicated() -> None:
+    """Primary and owner go at the same moment, with whatever they had in memory."""
+    if binary("redis") is None:
+        pytest.skip("no redis server is installed on this machine")
+    cids = ("c0", "c1", "c2")
+    with SentinelGroup("redis", replicas=2) as servers:
+        options = {"url": servers.url, "nodes": 3, "limit": 100, "durability": "replicated"}
+        async with InProcessCluster(answer, **cast("Any", options)) as cluster:
+            for cid in cids:
+                await cluster[0].maybe_start_agent_loop(cid, user_id="u")
+                assert cluster.owner_of(cid) == 0
+            sinks = [await join(cluster, 2, cid, cid) for cid in cids]
+            senders = [Sender(cluster, cid) for cid in cids]
+            tasks = [asyncio.create_task(sender.run()) for sender in senders]
+            await asyncio.gather(*(sender.gets_on() for sender in senders))
+            await asyncio.gather(asyncio.to_thread(servers.primary().kill), cluster.kill(0))
+            await asyncio.gather(*(sender.gets_on() for sender in senders))
+            for sender in senders:
+                sender.stop.set()
+            await asyncio.gather(*tasks)
+            for sender, sink in zip(senders, sinks, strict=True):
+                await wait_until(lambda a=sender, b=sink: answers(b)[-1:] == a.accepted[-1:], "all is answered", 60)
+                events = [json.loads(text.partition(" ")[2]) for text in await texts(cluster, sender.cid, 1)]
+                inputs = [e["data"]["message_id"] for e in events if e["kind"] == "input"]
+                assert inputs == sender.accepted
+                assert [e["data"]["to"] for e in events if e["kind"] == "reply"] == sender.accepted
+            await audit(cluster)
 
 
 @pytest.fixture(scope="module")

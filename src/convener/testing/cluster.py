@@ -25,6 +25,7 @@ from convener.store.archive import Archive
 from convener.store.base import Store
 from convener.store.memory import MemoryStore
 from convener.store.redis import RedisStore
+from convener.store.redis.store import DurabilityMode
 
 QUICK: Final = NodeOptions(
     name="node", lease_ttl=4.0, renew_interval=0.3, drain_timeout=5.0, hibernate_after=0.0, start_timeout=10.0
@@ -99,6 +100,7 @@ class InProcessCluster:
         url: of a Redis or Valkey; default one `MemoryStore` that all nodes share.
         wrap: makes the store of node i out of its own, for instance one that fails on purpose.
         archive: makes the archive of node i.
+        durability: of the stores at `url`.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class InProcessCluster:
         options: NodeOptions = QUICK,
         wrap: Callable[[int, Store], Store] = lambda index, store: store,
         archive: Callable[[int], Archive | None] = lambda index: None,
+        durability: DurabilityMode = "memory",
     ) -> None:
         self._agent: Agent | None = agent if agent is None or isinstance(agent, Agent) else FunctionAgent(agent)
         self._count = nodes
@@ -120,13 +123,14 @@ class InProcessCluster:
         self._limit = limit
         self._options = options
         self._wrap = wrap
+        self._durability: DurabilityMode = durability
         self._archive = archive
         self._memory = MemoryStore()
         self.managers: list[ClusteredConversationManager | None] = []
 
     def _make_store(self) -> Store:
         if self._url is not None:
-            return RedisStore(self._url, namespace=self._namespace)
+            return RedisStore(self._url, namespace=self._namespace, durability=self._durability)
         return self._memory.peer()
 
     async def __aenter__(self) -> Self:

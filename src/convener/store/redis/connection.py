@@ -40,10 +40,12 @@ class Patience:
 
     Args:
         deadline: seconds that a command may take, the wait for a connection included.
+        confirm: seconds that replicas get to confirm a write; 0: nobody waits for them.
     """
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, confirm: float = 0.0) -> None:
         self.deadline = deadline
+        self.confirm = confirm
         self.now = 0.0
         self._pause = min(deadline / 20, 0.25)
         self._watched: list[Callable[[], None]] = []
@@ -279,7 +281,7 @@ class Link:
     # -- the connection --------------------------------------------------------------------------------------
 
     async def _connect(self) -> tuple[Wire, Identity]:
-        wire = Wire(self._codes, self._refused)
+        wire = Wire(self._codes, self._refused, self._patience.confirm)
         limit = self._patience.deadline
         await self.target.connect(wire, limit)
         try:

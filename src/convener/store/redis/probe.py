@@ -109,6 +109,27 @@ async def probe(topology: Topology, keys: Keys) -> Rights:
     return Rights(counts == 1, isinstance(shown(waits[0]), int))
 
 
+async def need_replicas(topology: Topology, rights: Rights, seconds: float) -> None:
+    """``durability=replicated`` needs WAIT, and a replica at every server.
+
+    Raises:
+        ConfigurationError: it lacks one of them.
+    """
+    if not rights.waits:
+        raise ConfigurationError(
+            "durability: replicated needs WAIT, which this store does not know or the access list forbids (+wait); "
+            "write managed if the service replicates before it answers, else memory"
+        )
+    places = topology.places()
+    replies = await asyncio.gather(*topology.each("WAIT", 1, round(1000 * seconds)), return_exceptions=True)
+    for place, reply in zip(places, replies, strict=True):
+        if (shown(reply) or 0) < 1:
+            raise ConfigurationError(
+                f"durability: replicated needs a replica, and {place or 'the store'} has none that answers; "
+                "attach one, or write memory"
+            )
+
+
 def refused(error: AccessRefused, keys: Keys) -> ConfigurationError:
     """The same where only the operator can help, with the rule that is missing."""
     return ConfigurationError(f"redis_url: {error}{acl.advice(str(error), keys.namespace)}")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Self, TypedDict
+from typing import Final, Literal, Self, TypedDict
 
 from convener.errors import ConfigurationError, StoreUnavailable
 from convener.store.base import Fallback, Progress, StoreInfo
@@ -21,7 +21,7 @@ from convener.store.redis.history import History, NewHistory, progress_of
 from convener.store.redis.keys import Keys
 from convener.store.redis.lint import judge, version_of
 from convener.store.redis.nodes import RedisMembership, RedisNodes
-from convener.store.redis.probe import HIDDEN, look, look_again, probe, refused, shown
+from convener.store.redis.probe import HIDDEN, look, look_again, need_replicas, probe, refused, shown
 from convener.store.redis.retention import RedisRetention
 from convener.store.redis.sentinel import Primary, UnderSentinels
 from convener.store.redis.subscriber import Subscriber, SubscriberStatistics
@@ -31,6 +31,12 @@ from convener.store.redis.topology import Single, Topology, call_hook
 from convener.store.redis.users import RedisIndex, RedisSlots
 
 _log = logging.getLogger(__name__)
+
+
+CONFIRM_S: Final = 1.0
+"""Seconds that replicas get to confirm a write."""
+
+DurabilityMode = Literal["memory", "replicated", "managed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class RedisStore(
         tls: ``ssl_*`` options of redis-py for TLS.
         deadline: seconds that a command may take.
         max_in_flight: commands under way at once; more are refused with `StoreUnavailable`.
+        durability: when a write counts: ``memory``, when the primary has it; ``replicated``, when a replica has
+            confirmed it (else `NotConfirmed`); ``managed``, when it is answered: the service replicates before that.
         on_reconnect: called on the event loop after a connection of the commands was made anew.
         on_new_history: called on the event loop when a server comes back with other data than it had (a restart, a
             fail-over), so that what was acknowledged last may be missing; before anything is sent to it.
@@ -89,6 +97,7 @@ class RedisStore(
         tls: dict[str, str] | None = None,
         deadline: float = 5.0,
         max_in_flight: int = 10_000,
+        durability: DurabilityMode = "memory",
         on_reconnect: Callable[[], None] | None = None,
         on_new_history: Callable[[NewHistory], None] | None = None,
         probe_interval: float = 1.0,
@@ -96,11 +105,12 @@ class RedisStore(
         silence: float = 5.0,
     ) -> None:
         self.keys = Keys(namespace)
+        self._confirm = min(CONFIRM_S, deadline / 2) if durability == "replicated" else 0.0
         self.topology = make_topology(
             url,
             credentials,
             tls,
-            Patience(deadline),
+            Patience(deadline, self._confirm),
             max_in_flight=max_in_flight,
             on_reconnect=on_reconnect,
             on_new_history=self._fell_back,
@@ -254,6 +264,8 @@ class RedisStore(
             if finding.verdict in ("refused", "reduced") and finding.check != "memory":
                 _log.warning("the store, %s: %s; %s", finding.check, finding.says, finding.advice)
         rights = await probe(self.topology, self.keys)
+        if self._confirm:
+            await need_replicas(self.topology, rights, self._confirm)
         if not rights.counts_subscribers:
             _log.warning("the store's scripts cannot count subscribers: fast burial is not possible")
         versions = [version_of(of.info["redis_version"]) for of in facts if "redis_version" in of.info]

@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol, cast
 import hiredis
 
 from convener.errors import ConvenerError, InvalidRequest, StoreUnavailable
+from convener.store.redis.confirm import UNCONFIRMED, Confirmation
 from convener.store.redis.endpoint import NOT_YET, Argument, Attached, pack
 from convener.store.redis.errors import NotRun, StoreCommandError, from_reply
 from convener.store.redis.scripts import SCRIPTS, Script
@@ -64,7 +65,10 @@ class Call:
         slot: the hash slot, where that matters.
     """
 
-    __slots__ = ("alone", "asking", "by_text", "expires", "future", "key", "packed", "parts", "script", "slot")
+    __slots__ = (
+        *("alone", "asking", "by_text", "confirmation", "expires", "future", "key", "packed", "parts", "script"),
+        "slot",
+    )
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class Call:
         self.expires = expires
         self.slot = slot
         self.by_text = self.alone = self.asking = False
+        self.confirmation: Confirmation | None = None
         try:
             self.packed: bytes = pack(tuple(parts))
         except UnicodeEncodeError as error:
@@ -99,6 +104,11 @@ class Call:
             return self.script.source.startswith(_READS)
         return self.name in READ_COMMANDS
 
+    @property
+    def to_confirm(self) -> bool:
+        """Whether it counts only when a replica has it, if the store is to be replicated."""
+        return bool(self.key) and self.name not in UNCONFIRMED and not self.reads
+
     def attempt(self, *, asking: bool) -> Call:
         """The same command once more, with an outcome of its own."""
         call = Call(self.future.get_loop().create_future(), self.script, self.key, self.parts, self.expires, self.slot)
@@ -114,6 +124,13 @@ class Call:
         self.packed = pack(("EVAL", self.script.source, *self.parts[2:]))
 
     def succeed(self, reply: Reply) -> None:
+        """It was answered: tell the caller, now or when that is confirmed."""
+        if self.confirmation is None:
+            self.deliver(reply)
+        else:
+            self.confirmation.keep(self, reply)
+
+    def deliver(self, reply: Reply) -> None:
         """Hand the reply to the caller, if he still waits."""
         if not self.future.done():
             self.future.set_result(reply)
@@ -147,9 +164,10 @@ class Wire(Attached):
     Args:
         codes: of error replies that mean "not here, not now": nothing ran, and it may run again.
         refused: called at the end of a stall for another reason than lost scripts.
+        confirm: seconds that replicas get to confirm what is to be confirmed; 0: nothing is.
     """
 
-    def __init__(self, codes: frozenset[str], refused: Refused) -> None:
+    def __init__(self, codes: frozenset[str], refused: Refused, confirm: float = 0.0) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._codes = codes
@@ -158,6 +176,8 @@ class Wire(Attached):
         self.bytes_in_flight = 0
         self.reloads = 0
         self.why = "the connection to the store was lost"
+        self._confirm = confirm
+        self._batch: Confirmation | None = None
         self._out: list[bytes] = []
         self._again: list[Again] | None = None
         """What runs again after the stall; None unless there is one."""
@@ -190,12 +210,27 @@ class Wire(Attached):
             self.bytes_in_flight += len(asked.packed)
             self.in_flight.append(asked)
             self._out.append(asked.packed)
+        call.confirmation = None
+        if self._confirm and call.to_confirm:
+            if self._batch is None:
+                self._batch = Confirmation(tag_of(call.key), self._confirm)
+            call.confirmation = self._batch
         self.in_flight.append(call)
         self._out.append(call.packed)
 
     def _flush(self) -> None:
+        if self._batch is not None and self.in_flight:
+            self._ask_replicas(self._batch)
         out, self._out = self._out, []
         self.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _ask_replicas(self, batch: Confirmation) -> None:
+        """At the end of a batch. It expires with the batch's last call."""
+        self._batch = None
+        expires = self.in_flight[-1].expires
+        marker = self.ask(expires, "SPUBLISH", batch.channel, "")
+        wait = self.ask(expires, "WAIT", 1, round(1000 * batch.seconds))
+        wait.future.add_done_callback(lambda done: batch.settle(marker.future, done))
 
     def __len__(self) -> int:
         return len(self.in_flight) + len(self._held) + len(self._again or ())
@@ -219,7 +254,9 @@ class Wire(Attached):
                 call = in_flight.popleft()
                 if self._again is None and type(reply) is not hiredis.ReplyError:
                     self.bytes_in_flight -= len(call.packed)
-                    if not call.future.done():
+                    if call.confirmation is not None:
+                        call.confirmation.keep(call, reply)
+                    elif not call.future.done():
                         call.future.set_result(reply)
                 else:
                     self._unusual(call, reply)
