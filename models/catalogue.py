@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from models import asking, burial, failover, ownership, rollback, slots, stop, wake
+from models import archive, asking, burial, failover, ownership, rollback, slots, stop, wake
 from models.explore import Run
 
 MODELS: Final[Mapping[str, Sequence[Run]]] = {
@@ -17,6 +17,7 @@ MODELS: Final[Mapping[str, Sequence[Run]]] = {
     "burial": burial.RUNS,
     "rollback": rollback.RUNS,
     "failover": failover.RUNS,
+    "archive": archive.RUNS,
 }
 
 
