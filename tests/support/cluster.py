@@ -80,7 +80,8 @@ class Cluster:
     """`count` nodes over one store.
 
     Args:
-        server: the store, running; or None: each node is a standalone one.
+        server: the store, running; or None: there is no such single one.
+        url: of a store that is no single server; None without a server: each node is a standalone one.
         app: text of a module with an `app`, which the nodes run instead of the demo agent.
         settings: as `CONVENER_*` variables, by their names in `convener.settings`.
         detours: node → URL under which that node reaches the store, through a proxy for example.
@@ -98,8 +99,10 @@ class Cluster:
         detours: Mapping[int, str] = {},
         launcher: Launcher | None = None,
         code: Path | None = None,
+        url: str | None = None,
     ) -> None:
         self.server = server
+        self._url = server.url if server is not None else url
         self._launcher = launcher
         self._detours = {f"n{index}": url for index, url in detours.items()}
         self.stored = Stored(server) if server is not None else None
@@ -157,8 +160,8 @@ class Cluster:
         command = ["serve", *(["agent_under_test:app"] if self._app is not None else [])]
         # The first start takes a free port, later ones that same port: clients know the address.
         command += ["--port", str(httpx.URL(node.url).port) if node.url else "0", "--node-name", node.name]
-        if self.server is not None:
-            command += ["--redis", self._detours.get(node.name, self.server.url)]
+        if self._url is not None:
+            command += ["--redis", self._detours.get(node.name, self._url)]
         node.process = convener(
             *command, "--log-format", "json", directory=node.directory, environment=self._environment | self._path(node)
         )
@@ -168,14 +171,14 @@ class Cluster:
         return {} if node.code is None else {"PYTHONPATH": str(node.code)}
 
     def _launch(self, node: Node, launcher: Launcher) -> RunningProcess:
-        assert self.server is not None, "these nodes need a store"
+        assert self._url is not None, "these nodes need a store"
         node.url = node.url or f"http://127.0.0.1:{free_port()}{launcher.prefix}"
         environment = (
             self._environment
             | self._path(node)
             | {
                 "CONVENER_NODE_NAME": node.name,
-                "CONVENER_REDIS_URL": self._detours.get(node.name, self.server.url),
+                "CONVENER_REDIS_URL": self._detours.get(node.name, self._url),
             }
         )
         arguments = [word.format(port=httpx.URL(node.url).port) for word in launcher.arguments]
