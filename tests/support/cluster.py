@@ -158,8 +158,8 @@ class Cluster:
             node.process = self._launch(node, self._launcher)
             return
         command = ["serve", *(["agent_under_test:app"] if self._app is not None else [])]
-        # The first start takes a free port, later ones that same port: clients know the address.
-        command += ["--port", str(httpx.URL(node.url).port) if node.url else "0", "--node-name", node.name]
+        # Later starts take the same port: clients know the address.
+        command += ["--port", str(httpx.URL(node.url).port if node.url else free_port()), "--node-name", node.name]
         if self._url is not None:
             command += ["--redis", self._detours.get(node.name, self._url)]
         node.process = convener(

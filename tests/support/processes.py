@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Final, Self
 
 from tests.support.waiting import wait_until_sync
 
@@ -129,15 +130,28 @@ def convener(*arguments: str, directory: Path, environment: Mapping[str, str] | 
     return RunningProcess([sys.executable, "-m", "convener", *arguments], directory, environment)
 
 
+_LOWEST_PORT: Final = 10_240
+
+
 def free_port(count: int = 1) -> int:
-    """The first of `count` neighbouring TCP ports of the loopback address that nobody listens on now."""
+    """The first of `count` neighbouring TCP ports of the loopback address that nobody listens on now.
+
+    None of those that the system hands out for outgoing connections: what is free now may be one of theirs when the
+    server that it was chosen for binds it, or binds it again.
+    """
     for _ in range(100):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first: int = probe.getsockname()[1]
-        if first + count <= 65536 and all(_is_free(port) for port in range(first, first + count)):
+        first = _LOWEST_PORT + secrets.randbelow(_own_ports() - _LOWEST_PORT - count)
+        if all(_is_free(port) for port in range(first, first + count)):
             return first
     raise AssertionError(f"no {count} free neighbouring ports")
+
+
+def _own_ports() -> int:
+    """Where the ports begin that the system hands out."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return 32_768
 
 
 def _is_free(port: int) -> bool:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from tests.support.processes import free_port
 from tests.support.waiting import wait_until_sync
 
 Flavour = Literal["valkey", "redis"]
@@ -47,13 +47,6 @@ def binary(flavour: Flavour) -> str | None:
     except ImportError:
         return shutil.which("valkey-server")
     return str(get_binary_path())
-
-
-def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:
