@@ -123,6 +123,8 @@ async def test_a_full_store_lets_what_was_begun_end(
         assert answer.json() == {"outcome": "stopped"}
         await wait_until(lambda: stored.head("talk-2")["owner"] == "", "its owner has let it go")
         assert all(each["status"] == "ready" for each in await site.checks())
+        text = (await api.http.get(f"{cluster.url(1)}/metrics")).text
+        assert re.search(r'^convener_store_errors_total\{kind="store_full"\} [1-9]', text, re.MULTILINE)
         assert stored.members() == members
         await asyncio.to_thread(site.server.ask, "CONFIG", "SET", "maxmemory", "0")
         await api.deliver("talk-1", "room again")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 
 import pytest
 
 from tests.cluster.checks import check_answered, opened
 from tests.cluster.clients import Clients
-from tests.cluster.talking import Api
+from tests.cluster.talking import Api, while_talking
 from tests.support.cluster import Cluster
 from tests.support.servers import FLAVOURS
 from tests.support.topologies import tell
@@ -69,3 +71,42 @@ async def test_nobody_is_buried_fast_where_subscribers_cannot_be_counted(
     stored = cluster.stored
     await wait_until(lambda: len(stored.buried()) >= 1, "the killed node was buried")
     assert [line for node in cluster.nodes for line in node.log() if "process is gone" in line] == []
+
+
+@on_valkey
+@pytest.mark.cluster(rights=())
+async def test_doctor_finds_nothing_wrong_with_a_cluster_at_work(cluster: Cluster, api: Api) -> None:
+    """Steps that are half done while it looks are not taken for what is left over."""
+    server = cluster.server
+    assert server is not None
+    for number in range(3):
+        await api.start(cluster.url(number), f"busy-{number}", f"user-{number}")
+
+    async def come_and_go(over: asyncio.Event) -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            await api.start(cluster.url(number % 3), f"passing-{number}", "visitor", message={"data": {"text": "x"}})
+            answer = await api.http.delete(f"{cluster.url((number + 1) % 3)}/api/conversations/passing-{number}")
+            assert answer.status_code == 204, answer.text
+
+    async def examine() -> None:
+        over = asyncio.Event()
+        traffic = asyncio.create_task(come_and_go(over))
+        command = (sys.executable, "-m", "convener", "doctor", "--redis", server.url, "--watch", "0", "--json")
+        try:
+            for _ in range(2):
+                done = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+                out, _ = await done.communicate()
+                found = {each["check"]: each for each in json.loads(out)["findings"]}
+                assert found["keys"]["verdict"] == "safe", found["keys"]
+                assert found["rights"]["verdict"] == "safe"
+                assert found["members"]["verdict"] == "safe"
+                assert all(f"n{number} (" in found["members"]["says"] for number in range(3))
+        finally:
+            over.set()
+            await traffic
+
+    await while_talking(api, [f"busy-{number}" for number in range(3)], examine())
+    for number in range(3):
+        check_answered(await api.answered(f"busy-{number}"), api.sent[f"busy-{number}"])

@@ -115,6 +115,7 @@ class Heartbeat:
                     break
                 self._failed.over()
             except ConvenerError as error:
+                self._node.metrics.store_errors.labels(kind=error.wire_code).inc()
                 self._failed.say(node=self._incarnation, error=str(error))
                 self._drop_link()
                 # Soon again: the acting window is only two intervals long.

@@ -62,9 +62,12 @@ class Wakes:
         """
         try:
             return await put
-        except StoreFull:
+        except StoreUnavailable as error:
+            self._node.metrics.store_errors.labels(kind=error.wire_code).inc()
+            if not isinstance(error, StoreFull):
+                self._owe(cid, reason)
             raise
-        except (StoreUnavailable, asyncio.CancelledError):
+        except asyncio.CancelledError:
             self._owe(cid, reason)
             raise
 
