@@ -381,3 +381,20 @@ def test_tail_of_an_unknown_conversation_fails_at_once(capsys: pytest.CaptureFix
         assert run(["tail", "c1", "--url", script.url]) == 1
     assert len(script.requests) == 1
     assert capsys.readouterr().err == "error: not_found: no conversation c1\n"
+
+
+# --- drain ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_drain_is_told_although_nothing_was_left_before(capsys: pytest.CaptureFixture[str]) -> None:
+    def status(state: str, remaining: int) -> Answer:
+        found = {"node": "n2", "state": state, "remaining": remaining, "deadline": None}
+        return Answer(200, json.dumps(found).encode())
+
+    with scripted_server(status("draining", 1), status("draining", 0), status("drained", 0)) as script:
+        assert run(["drain", "n2", "--url", script.url]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "n2 draining: 1 conversations left",
+        "n2 draining: 0 conversations left",
+        "n2 drained: 0 conversations left",
+    ]

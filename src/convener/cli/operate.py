@@ -67,9 +67,9 @@ def drain(
             answer = client.request("POST", f"/api/nodes/{node}/drain", body=body)
             if json and (answer["state"] == "drained" or not wait):
                 print_json(answer)
-            elif not json and answer["remaining"] != last:
+            elif not json and (answer["state"], answer["remaining"]) != last:
                 print(f"{answer['node']} {answer['state']}: {answer['remaining']} conversations left")
-            last = answer["remaining"]
+            last = (answer["state"], answer["remaining"])
             if answer["state"] == "drained" or not wait:
                 return
             time.sleep(LOOK_S)
