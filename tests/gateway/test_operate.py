@@ -82,3 +82,15 @@ async def test_a_kick_closes_what_has_lost_its_right_and_nothing_else() -> None:
             kicked = await node.http.post("/api/kick", json={"conversation_id": "c2"}, headers=ADMIN)
             assert kicked.json() == {"checked": 1, "closed": 1}
             await other.is_cut_off()
+
+
+async def test_metrics_tell_how_many_messages_wait_and_how_long_they_did(node: Node) -> None:
+    await create(node)
+    for text in ("/wait", "two", "three"):
+        await say(node, text)
+    await wait_until(lambda: node.metric("convener_inbox_pending") == 3, "three messages wait")
+    assert node.metric("convener_message_wait_seconds_count") == 1
+    node.agent.go.set()
+    await wait_until(lambda: node.metric("convener_message_wait_seconds_count") == 3, "all three were begun")
+    await wait_until(lambda: node.metric("convener_inbox_pending") == 0, "none waits")
+    assert node.metric("convener_message_wait_seconds_bucket", le="600.0") == 3

@@ -124,6 +124,7 @@ class Health:
             for status in shown | set(counts):
                 metrics.conversations.labels(status=status).set(counts[status])
             shown |= set(counts)
+            metrics.inbox_pending.set(sum(runner.turns.unanswered for runner in self._engine.runners.values()))
             metrics.nodes.labels(state="live").set(len(self._members.state.members))
             metrics.nodes.labels(state="buried").set(len(self._members.state.dead))
             metrics.bus_probe_age.set(max(boottime() - node.store.heard(), 0.0))

@@ -70,11 +70,11 @@ class Runner:
         # Batch ids are unique per epoch, so that a late copy of another owner's batch is never taken for ours.
         stem = secrets.token_hex(4)
         self.appender = Appender(node, self.cid, meta, opened, self, lambda seq: f"{stem}.{seq}")
-        self._turns = Turns(node, self, self.appender, meta, self._may_start, self._reached, self._turned)
+        self.turns = Turns(node, self, self.appender, meta, self._may_start, self._reached, self._turned)
         self._session: LoopSession | None = None
         if node.traits.loop is not None:
-            self._session = LoopSession(node, self, node.traits.loop, self._post, self._turns.state.copy)
-            self._turns.answerer = self._session
+            self._session = LoopSession(node, self, node.traits.loop, self._post, self.turns.state.copy)
+            self.turns.answerer = self._session
         self._task = node.supervisor.spawn(f"run {self.cid}", self._run())
 
     # -- what the view hears -----------------------------------------------------------------------------------
@@ -142,12 +142,12 @@ class Runner:
     @property
     def acting(self) -> bool:
         """Whether the agent works: a turn is under way, and neither waits for a person nor stands at a step."""
-        return self._turns.running and not self._turns.resting
+        return self.turns.running and not self.turns.resting
 
     @property
     def busy(self) -> bool:
         """Whether a message is being answered or waits, or is still to be read."""
-        return not self._loaded or self._intake.behind or self._turns.busy
+        return not self._loaded or self._intake.behind or self.turns.busy
 
     async def _run(self) -> None:
         try:
@@ -187,8 +187,8 @@ class Runner:
                 log.info("cannot load, again", conversation_id=self.cid, error=str(error))
                 await asyncio.sleep(RETRY_PAUSE_S)
                 continue
-            self._turns.state.load(raw)
-            self._turns.load(replay, self.reason)
+            self.turns.state.load(raw)
+            self.turns.load(replay, self.reason)
             if await self._may_go_on(answered):
                 self._loaded = True
                 self._begin_session()
@@ -200,7 +200,7 @@ class Runner:
 
     async def _end_turn(self) -> Pending | None:
         """End whatever runs of the agent. See `Turns.cancel`."""
-        current = await self._turns.cancel()
+        current = await self.turns.cancel()
         if self._session is not None:
             await self._session.stop()
         return current
@@ -217,7 +217,7 @@ class Runner:
 
     async def _may_go_on(self, answered: bool) -> bool:
         """What becomes of a turn that was cut off when its node went down. False if the conversation is parked."""
-        found = (self._node, self.conversation(), self._turns, self.meta, self.reason)
+        found = (self._node, self.conversation(), self.turns, self.meta, self.reason)
         verdict = await after_cut_off(*found, answered=answered, over=self._over)
         if self._end is not None:
             return False
@@ -227,7 +227,7 @@ class Runner:
             await self._park("held", "", "")
         elif verdict == "fail":
             update = Update([])
-            self._turns.give_up_head(update, "recovery_failed", CUT_OFF)
+            self.turns.give_up_head(update, "recovery_failed", CUT_OFF)
             self.appender.submit(update)
         return verdict in ("resume", "fail")
 
@@ -235,7 +235,7 @@ class Runner:
         """Leave the conversation to whoever says `resume`: nothing is started unasked."""
         update = Update([], closing=status)
         if status == "failed":
-            self._turns.give_up_head(update, code, message)
+            self.turns.give_up_head(update, code, message)
         log.warning("the conversation waits for resume", conversation_id=self.cid, status=status)
         self._leaving = True
         try:
@@ -297,17 +297,17 @@ class Runner:
         """
         update = Update([])
         before = self._intake.taken
-        stop = self._turns.take_in(update, entries)
+        stop = self.turns.take_in(update, entries)
         if stop is not None:
             self._stop = self._stop or (stop.position, stop_reason(stop))
         self._intake.taken = max(upto, before)
         update.cursor = self._reached()
-        started = self._turns.begin_next(update)
-        if not self._turns.busy:
+        started = self.turns.begin_next(update)
+        if not self.turns.busy:
             # Intents have positions too: with nothing to answer, everything up to here is done.
             update.done = update.cursor
         if update.events or update.cursor > before:
-            self._turns.launch(started, self.appender.submit(update))
+            self.turns.launch(started, self.appender.submit(update))
         self._report()
         self._wake.set()
 
@@ -327,7 +327,7 @@ class Runner:
                 self._leaving = True
                 self._node.supervisor.spawn(f"stop {self.cid}", self._obey_stop(*self._stop))
         else:
-            self._turns.advance()
+            self.turns.advance()
         self._report()
 
     def _may_start(self) -> bool:
@@ -346,7 +346,7 @@ class Runner:
         if self._suspended:
             return
         self._suspended = True
-        await self._turns.suspend()
+        await self.turns.suspend()
         if self._session is not None:
             await self._session.stop()
         self._report()
@@ -366,11 +366,11 @@ class Runner:
         current = await self._end_turn()
         update = Update([], closing="stopped", ends_turn=True, cursor=position, done=position)
         if current is not None:
-            self._turns.interrupted(update, current, reason)
+            self.turns.interrupted(update, current, reason)
         update.done = position
         update.base = self.appender.next_seq
         update.events.append(wire.stopped_event(reason, wall_ms()))
-        self._turns.give_up()
+        self.turns.give_up()
         try:
             await asyncio.shield(self.appender.submit(update).written)
         except ConvenerError:
@@ -384,7 +384,7 @@ class Runner:
         """
         if self._leaving or self._end is not None or self._stop is not None or self._intake.behind:
             return False
-        if self.busy and not self._turns.waiting:
+        if self.busy and not self.turns.waiting:
             return False
         if not self.appender.quiet or self.appender.held or not self._node.lease.valid():
             return False
@@ -394,7 +394,7 @@ class Runner:
 
     async def _release(self) -> bool:
         # A turn that waits for a person is begun again when the answer has come.
-        await self._turns.suspend()
+        await self.turns.suspend()
         if self._session is not None:
             await self._session.stop()
         fallbacks = self._node.fallbacks
@@ -430,7 +430,7 @@ class Runner:
         return await asyncio.shield(self._hand_over(take))
 
     async def _hand_over(self, take: Callable[[], Awaitable[object]]) -> bool:
-        await self._turns.suspend()
+        await self.turns.suspend()
         if self._session is not None:
             await self._session.stop()
         try:
@@ -467,7 +467,7 @@ class Runner:
 
     def stop_at_step(self) -> None:
         """Let the turn under way go no further than its next step: what it does until then is not lost."""
-        self._turns.stop_at_step()
+        self.turns.stop_at_step()
 
     async def close(self) -> None:
         """End without giving anything back: the node goes, recovery takes what is left."""
@@ -483,7 +483,7 @@ class Runner:
         await self._gone.wait()
 
     def _report(self) -> None:
-        status: LoopStatus = "waiting" if self._turns.waiting else "running" if self._turns.busy else "idle"
+        status: LoopStatus = "waiting" if self.turns.waiting else "running" if self.turns.busy else "idle"
         if self._suspended:
             status = "recovering"
         elif not self._loaded:

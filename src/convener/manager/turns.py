@@ -125,6 +125,11 @@ class Turns:
         self.state = State(node.options.max_payload_bytes, node.traits.codec)
 
     @property
+    def unanswered(self) -> int:
+        """Messages that were taken in and are not settled."""
+        return len(self._pending)
+
+    @property
     def running(self) -> bool:
         """Whether a turn is under way."""
         return self._task is not None
@@ -262,6 +267,9 @@ class Turns:
                 self.interrupted(update, pending, INTERRUPTED)
                 continue
             pending.attempts += 1
+            if pending.attempts == 1:
+                waited = max(wall_ms() - pending.message.ts, 0)
+                self._node.metrics.message_wait.observe(waited / 1000)
             data = to_json({"attempt": pending.attempts, "reason": pending.reason}, END_BYTES, "the start")
             update.events.append(wire.event("turn_started", pending.turn, wall_ms(), data))
             update.begins_turn = True

@@ -101,6 +101,14 @@ class Metrics:
         )
         for result in ("accepted", "duplicate"):
             self.messages.labels(result=result)
+        self.message_wait = self._histogram(
+            "message_wait_seconds",
+            "Time from a message's acceptance, by the store's clock, to the beginning of its first turn.",
+            _TURN_BUCKETS,
+        )
+        self.inbox_pending = self._gauge(
+            "inbox_pending", "Messages that were taken in on this node and are not answered yet."
+        )
         self.turns = self._counter("turns", "Turns that ended on this node.", "outcome")
         for outcome in ("done", "failed", "interrupted"):
             self.turns.labels(outcome=outcome)
