@@ -12,8 +12,9 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from convener.core import cursor as cursors
 from convener.core.cursor import Cursor
-from convener.core.model import LogEntry, NewMessage
+from convener.core.model import AppendRequest, LogEntry, NewMessage
 from convener.errors import ConvenerError, StoreUnavailable
 from convener.manager.ops import FallbackReport
 from convener.manager.published import Publication
@@ -304,3 +305,101 @@ async def test_nothing_is_done_before_it_was_verified(server: Server) -> None:
 
 def publication(position: int, message_id: str) -> Publication:
     return Publication(t="in", pos=position, id=message_id, kind="message", user="u", ts=1, data=msgspec.Raw(b'"x"'))
+
+
+async def test_a_loss_that_no_connection_shows_is_noticed(server: Server) -> None:
+    """The same process, the same line of replication, and nothing in it."""
+    async with running(server) as cluster:
+        sink = await talked(cluster, "c", "m1")
+        before = await log(cluster, "c")
+        tell(server, "FLUSHALL")
+        (report,) = await reports(cluster)
+        assert (report.way, report.conversations) == ("unnoticed", 1)
+        assert report.lost == report.repaired == len(before)
+        assert await log(cluster, "c") == before
+        await send(cluster, "c", "m2", 1)
+        await wait_until(lambda: answers(sink) == ["m1", "m2"], "m2 is answered")
+
+
+# -- what clients keep to resume ---------------------------------------------------------------------------------------
+
+
+def place(sink: RecordingSink) -> Cursor:
+    """What the client would resume from."""
+    found = cursors.parse(shown(sink)[-1]["cursor"])
+    assert found is not None
+    return found
+
+
+async def test_a_client_resumes_exactly_after_a_repair(server: Server) -> None:
+    async with running(server) as cluster:
+        sink = await talked(cluster, "c", "m1")
+        tell(server, "SAVE")
+        await send(cluster, "c", "m2")
+        await wait_until(lambda: answers(sink) == ["m1", "m2"], "m2 is answered")
+        kept = place(sink)
+        await asyncio.to_thread(fall_back, server)
+        await reports(cluster)
+        again = await join(cluster, 1, "c", "again", after=kept)
+        await send(cluster, "c", "m3")
+        await wait_until(lambda: answers(again) == ["m3"], "m3 is answered")
+        assert again.named("resync") == []
+        assert [entry["seq"] for entry in shown(again)] == list(
+            range(kept.place.seq + 1, len(await log(cluster, "c")) + 1)
+        )
+
+
+async def test_a_cursor_that_is_not_known_any_more_begins_again(server: Server) -> None:
+    """I9: though the log has an entry of that number again, which is another one."""
+    async with running(server) as cluster:
+        sink = await talked(cluster, "c", "m1")
+        tell(server, "SAVE")
+        await send(cluster, "c", "m2")
+        await wait_until(lambda: answers(sink) == ["m1", "m2"], "m2 is answered")
+        kept = place(sink)
+        runner(cluster, "c").appender.tail.clear()
+        await asyncio.to_thread(fall_back, server)
+        await reports(cluster)
+        for message_id in ("m3", "m4"):
+            await send(cluster, "c", message_id)
+        await wait_until(lambda: answers(sink)[-1:] == ["m4"], "all is answered")
+        entries = await log(cluster, "c")
+        assert entries[kept.place.seq - 1].seq == kept.place.seq
+        assert entries[kept.place.seq - 1].epoch != kept.place.epoch
+        for node in (0, 1):
+            again = await join(cluster, node, "c", f"again.{node}", after=kept)
+            await wait_until(lambda c=again: len(shown(c)) == len(entries), "the client has the log")
+            assert next(event for event, _ in again.sent if event in ("resync", "event")) == "resync"
+            assert [entry["seq"] for entry in shown(again)] == list(range(1, len(entries) + 1))
+        page = await cluster[1].engine.node.store.read("c", kept, 10)
+        assert page is not None
+        assert page.resync
+
+
+def closes(cid: str, request: AppendRequest) -> bool:
+    """Whether an append ends a conversation that is being stopped."""
+    return request.closing == "stopped"
+
+
+async def test_a_stop_that_is_lost_before_it_was_obeyed_is_asked_for_again(server: Server) -> None:
+    """Nobody is told that a conversation is stopped because the store has forgotten that it was to be (I15)."""
+    stores: list[StepStore] = []
+
+    def wrap(index: int, store: Store) -> Store:
+        stores.append(StepStore(store))
+        return cast("Store", stores[-1])
+
+    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=wrap) as cluster:
+        await talked(cluster, "c", "m1")
+        tell(server, "SAVE")
+        closing = stores[0].hold("append", closes)
+        stopping = asyncio.ensure_future(cluster[1].close_session("c", "why"))
+        await asyncio.wait_for(closing.reached.wait(), 30)
+        await asyncio.to_thread(fall_back, server)
+        await wait_until(lambda: cluster[1].readiness().fallbacks, "the fall-back is noticed")
+        closing.go()
+        await stopping
+        head = await cluster[1].engine.node.store.head("c")
+        assert head is not None
+        assert (head.status, head.owner) == ("stopped", "")
+        await audit(cluster)

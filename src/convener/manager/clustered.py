@@ -281,6 +281,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
                 return False
             log.warning("the store has lost that this node is a member", node=node.incarnation)
             self._rebirth.clear()
+            self.engine.verifier.suspect()
             await self._stop_heartbeat()
             await self._members.join()
         except OwnershipLost:

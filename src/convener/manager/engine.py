@@ -135,7 +135,6 @@ class Engine:
         log.info("conversation owned", conversation_id=view.cid, epoch=meta.epoch, reason=reason, strikes=meta.strikes)
         self.runner_changed(runner)
         if fallbacks != self.node.fallbacks:
-            # Slot and record may be among what is lost since.
             self.fell_back(runner)
         return runner
 
@@ -153,8 +152,7 @@ class Engine:
         if self.runners.get(runner.cid) is runner:
             del self.runners[runner.cid]
         log.info("conversation left", conversation_id=runner.cid, epoch=runner.epoch, reason=why)
-        if why not in ("lost", "diverged", "closed"):
-            self.verifier.left(runner)
+        self.verifier.left(runner, why)
         cid, user, nonce, incarnation = runner.cid, runner.user, runner.nonce, runner.incarnation
         if why == "diverged":
             self.node.supervisor.spawn(f"restart {cid}", self.restart(cid, user, nonce, incarnation))
@@ -386,11 +384,11 @@ class Engine:
         view = await self.views.acquire(cid)
         try:
             deadline = boottime() + STOP_TIMEOUT_S
-            result = await self._stop_once(cid, reason)
+            fallbacks, result = self.node.fallbacks, await self._stop_once(cid, reason)
             while result == "stopping" and boottime() < deadline:
                 # The owner obeys a numbered inbox entry; if it is buried meanwhile, STOP again finishes here.
                 await view.wait_for(lambda: view.stopped_reason is not None and not view.sent_away, 0.5)
-                result = await self._stop_again(cid, reason)
+                result = await self._stop_again(cid, reason, fallbacks)
             if result != "stopping":
                 await self._free_stopped(cid)
             return result
@@ -411,12 +409,13 @@ class Engine:
         if slot is not None and meta is not None and meta.status == "stopped" and not meta.owner:
             await self.admission.freed(await self.node.store.unreserve(meta.user, cid, slot.nonce))
 
-    async def _stop_again(self, cid: str, reason: str) -> StopResult:
-        """Look how the stop goes that was asked for. A second STOP would hit what was resumed since."""
+    async def _stop_again(self, cid: str, reason: str, fallbacks: int) -> StopResult:
+        """Look how the stop goes. A second STOP would hit what was resumed, so not unless the first may be lost."""
         meta = await self.node.store.head(cid)
-        if meta is None or meta.status != "stopping":
+        lost = meta is not None and meta.status == "running" and fallbacks != self.node.fallbacks
+        if meta is None or (meta.status != "stopping" and not lost):
             return "stopped"
-        return await self._stop_once(cid, reason) if self._is_gone(cid, meta.owner) else "stopping"
+        return await self._stop_once(cid, reason) if lost or self._is_gone(cid, meta.owner) else "stopping"
 
     async def _stop_once(self, cid: str, reason: str, buried: str | None = None) -> StopResult:
         meta = await self.node.store.head(cid)

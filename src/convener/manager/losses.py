@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 LOOK_S: Final = 0.5
 """Seconds between two looks at how far the replicas are."""
+APART_MS: Final = 60_000
+"""What is missing so long after the last time that the store fell back is missing for another reason."""
 REPORTS: Final = 20
 """Reports that a node keeps."""
 
@@ -85,9 +87,9 @@ class Losses:
 
     @property
     def _latest(self) -> FallbackReport:
-        if not self.reports:
-            # A write was refused before anybody has noticed another server, or where it hides what it is.
-            self.reports.append(FallbackReport(wall_ms(), "", "unnoticed", None, 0))
+        if not self.reports or wall_ms() - self.reports[-1].at > APART_MS:
+            # No server was seen to be another one, but something is missing all the same.
+            self.reports.append(FallbackReport(wall_ms(), "", "unnoticed", None, len(list(self._owned()))))
         return self.reports[-1]
 
     def lost(self, cid: str, entries: int) -> None:

@@ -23,6 +23,7 @@ from convener.core.repair import standing
 from convener.core.view import Place
 from convener.errors import OwnershipLost, StoreUnavailable
 from convener.manager.clock import boottime
+from convener.manager.host import EndReason
 from convener.manager.losses import Losses
 from convener.manager.runner import Runner
 from convener.manager.tail import NODE_BYTES, Tail
@@ -102,14 +103,17 @@ class Verifier:
 
     def told(self, fallback: Fallback) -> None:
         """A server is there again that may lack what it had acknowledged; nothing was sent to it yet."""
-        runners = list(self._engine.runners.values())
+        self.losses.told(fallback, len(self._engine.runners))
+        self.suspect()
+
+    def suspect(self) -> None:
+        """The store may have fallen back: nothing is done before everything was looked at."""
         self._node.fallbacks += 1
         self._told_at = boottime()
         if self.on_fallback is not None:
             self.on_fallback()
-        for runner in runners:
+        for runner in self._engine.runners.values():
             runner.appender.hold()
-        self.losses.told(fallback, len(runners))
         self._due.set()
 
     def fell_back(self, runner: Runner) -> None:
@@ -117,8 +121,10 @@ class Verifier:
         runner.appender.hold()
         self._node.supervisor.spawn(f"verify {runner.cid}", self._one(runner))
 
-    def left(self, runner: Runner) -> None:
-        """A runner has ended."""
+    def left(self, runner: Runner, why: EndReason) -> None:
+        """A runner has ended; what it leaves is given back, unless somebody else has it."""
+        if why in ("lost", "diverged", "closed"):
+            return
         now = boottime()
         while self._left and now - self._left[0].at > LEFT_S:
             self._left.popleft()
