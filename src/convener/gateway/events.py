@@ -77,7 +77,8 @@ async def events(
         following = shown[0]["seq"] if shown and shown[0]["seq"] > 1 else None
     else:
         following = shown[-1]["cursor"] if shown else _unmoved(start, page)
-    return Json({"events": shown, "next": following, "resync": page.resync})
+    # Who pages backwards has no place that could be wrong: the log just begins later.
+    return Json({"events": shown, "next": following, "resync": page.resync and not backwards})
 
 
 def _items(page: Page, before: int | None) -> list[dict[str, Any]]:

@@ -135,6 +135,7 @@ class Archiving:
         return self._node.options.retention is not None and now - progress.aged > AGE_CHECK_S
 
     async def _archive_one(self, runner: Runner, progress: _Progress, old: int) -> None:
+        generation = runner.view.generation
         try:
             async with self._limit:
                 await _Job(self._node, self._archive, runner, progress).run(old)
@@ -142,15 +143,19 @@ class Archiving:
         except Stop as reason:
             log.info("nothing more is archived for now", conversation_id=runner.cid, reason=str(reason))
             self._put_off(progress)
+            await clear_if_gone(self._node, runner.cid, generation)
         except ConvenerError as error:
             kind = "archive" if isinstance(error, ArchiveUnavailable) else "store"
             self._node.metrics.archive_failures.labels(kind=kind).inc()
             log.warning("archiving is put off", conversation_id=runner.cid, error=str(error))
             self._put_off(progress)
+            await clear_if_gone(self._node, runner.cid, generation)
         finally:
             self._busy.discard(runner.cid)
 
     def _put_off(self, progress: _Progress) -> None:
+        # What went wrong may have left something that is noted nowhere.
+        progress.tidied = False
         progress.failures += 1
         pause = self._node.options.archive_every * 2.0 ** min(progress.failures, 10)
         progress.not_before = boottime() + min(pause, LONGEST_PAUSE_S)
@@ -255,6 +260,43 @@ async def archive_closed(node: NodeContext, archive: Archive, cid: str, head: Me
     await archive.delete(cid, head.generation, gone)
 
 
+async def erase_archive(node: NodeContext, cid: str) -> None:
+    """Delete what the archive has of a conversation, but for a log that is in use. Raises `ArchiveUnavailable`,
+    `StoreUnavailable`.
+    """
+    archive = node.logs.archive
+    if archive is None:
+        return
+    # Listed first: a log that begins after this look is not among them, and one that has ended never comes back.
+    found = await archive.generations(cid)
+    head = await node.store.head(cid) if found else None
+    await archive.erase(cid, [g for g in found if head is None or g != head.generation])
+
+
+async def clear_if_gone(node: NodeContext, cid: str, generation: str) -> None:
+    """What was put while the conversation was being deleted came too late for who deleted it."""
+    try:
+        head = await node.store.head(cid)
+        if head is not None and head.generation == generation:
+            return
+        try:
+            await erase_archive(node, cid)
+        except ArchiveUnavailable:
+            if head is None:
+                # The sweep looks again at what is listed and does not exist.
+                await node.store.index("", cid)
+    except ConvenerError as error:
+        log.warning("the archive may keep something of it", conversation_id=cid, error=str(error))
+
+
+async def time_of_day(node: NodeContext) -> int:
+    """Now, in ms since 1970, for deciding what is so old that it is deleted: not later than the store has it. A node
+    whose clock is wrong by years must not delete what everybody uses.
+    """
+    now = wall_ms()
+    return now if node.lease.terms is None else min(now, (await node.store.membership()).pulse)
+
+
 def rubbish_age(node: NodeContext) -> float:
     """How long what counts no more stays, in seconds."""
     return max(RUBBISH_S, 2 * node.options.lease_ttl)
@@ -341,7 +383,7 @@ class _Job(Writer):
         if retention is None or now - self._progress.aged <= min(AGE_CHECK_S, retention / 4):
             return
         self._progress.aged = now
-        shorter = manifest.newer_than(wall_ms() - round(retention * 1000))
+        shorter = manifest.newer_than(await time_of_day(self._node) - round(retention * 1000))
         if shorter == manifest:
             return
         await self._replace(head, shorter)
@@ -357,5 +399,10 @@ class _Job(Writer):
             gone += await self.rubbish(head)
             progress.tidied = True
         if gone:
+            # After a fail-over that lost ARCHIVED an earlier manifest may be the one that counts, again.
+            head = await self.head()
+            counts = {ref.name for ref in (await self.manifest(head)).segments} | {head.manifest}
+            gone = [name for name in gone if name not in counts]
+            progress.rubbish = [(at, name) for at, name in progress.rubbish if name not in counts]
             await self._archive.delete(self._cid, head.generation, gone)
             progress.rubbish = [(at, name) for at, name in progress.rubbish if name not in gone]

@@ -57,6 +57,8 @@ class ClientFeed:
         self._tail = tail
         self._generation = self._after.generation
         self._place = self._after.place
+        self._has_some = after is not None
+        """Whether the client has anything that it would have to forget at a resync."""
         self._page = 64
         self._woken = asyncio.Event()
         self._go = asyncio.Event()
@@ -127,7 +129,7 @@ class ClientFeed:
                 return self.view.stopped_reason if stopped is None and self.view.sent_away else stopped
             for item in items:
                 await self._send("event", item.payload)
-                self._place = item.place
+                self._place, self._has_some = item.place, True
                 if item.event.kind == "stopped":
                     stopped = str(item.event.field("reason") or "")
                 elif item.event.kind == "open":
@@ -143,8 +145,9 @@ class ClientFeed:
         if page is None:
             return None
         if page.resync:
-            self._node.metrics.resyncs.labels(reason="cursor").inc()
-            await self._send("resync", {"conversation_id": self.view.cid})
+            if self._has_some:
+                self._node.metrics.resyncs.labels(reason="cursor").inc()
+                await self._send("resync", {"conversation_id": self.view.cid})
             self._place, self._writing = START, None
         self._adapt(page)
         self._generation = page.generation

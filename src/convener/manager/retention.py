@@ -16,7 +16,7 @@ import structlog
 from convener.core.model import Meta
 from convener.core.placement import rendezvous
 from convener.errors import ArchiveUnavailable, ConvenerError
-from convener.manager.archiving import Stop, archive_closed
+from convener.manager.archiving import Stop, archive_closed, clear_if_gone, erase_archive, time_of_day
 from convener.manager.clock import boottime, wall_ms
 from convener.manager.timers import ASK_TIMER
 from convener.store.archive import Archive
@@ -41,19 +41,6 @@ def was_left(activity: int) -> bool:
     return activity < wall_ms() - CREATING_S * 1000
 
 
-async def erase_archive(engine: Engine, cid: str) -> None:
-    """Delete what the archive has of a conversation, but for a log that is in use. Raises `ArchiveUnavailable`,
-    `StoreUnavailable`.
-    """
-    archive = engine.node.logs.archive
-    if archive is None:
-        return
-    # Listed first: a log that begins after this look is not among them, and one that has ended never comes back.
-    found = await archive.generations(cid)
-    head = await engine.node.store.head(cid) if found else None
-    await archive.erase(cid, [g for g in found if head is None or g != head.generation])
-
-
 async def clear(engine: Engine, cid: str, user: str, timers: Collection[str] = ()) -> None:
     """What is left to do when a conversation was erased: archive, lists, timers. Raises `StoreUnavailable`.
 
@@ -61,13 +48,17 @@ async def clear(engine: Engine, cid: str, user: str, timers: Collection[str] = (
     """
     store = engine.node.store
     try:
-        await erase_archive(engine, cid)
+        await erase_archive(engine.node, cid)
     except ArchiveUnavailable as error:
         log.warning("the archive is cleared later", conversation_id=cid, error=str(error))
         await store.unindex(user, cid)
         await store.index("", cid)
     else:
         await store.unindex(user, cid)
+        # The archive takes its time; somebody may have made a new one of that name meanwhile.
+        head = await store.head(cid)
+        if head is not None:
+            await store.index(head.user, cid)
     engine.records.note(user, cid)
     # One that is left over goes when it is due, which may be in years.
     for timer_id in timers:
@@ -90,6 +81,8 @@ class Sweep:
         self._taken_out: list[str] = []
         self._allowed = allowed
         self._leaving: set[str] = set()
+        self._before = 0
+        """What has not been used since then is too old, in ms since 1970."""
 
     async def run(self) -> None:
         """Walk again and again, for ever."""
@@ -100,6 +93,9 @@ class Sweep:
             live = self._live() or [self._node.incarnation]
             try:
                 await self._look_again()
+                retention = self._node.options.retention
+                if retention is not None:
+                    self._before = await time_of_day(self._node) - round(retention * 1000)
                 for shard in range(SHARDS):
                     if rendezvous(f"sweep {shard}", live) == self._node.incarnation:
                         await self._walk(shard)
@@ -121,13 +117,8 @@ class Sweep:
             after = page[-1]
             await asyncio.sleep(PAUSE_S)
 
-    def _before(self) -> int:
-        """What has not been used since then is too old, in ms since 1970."""
-        retention = self._node.options.retention
-        return 0 if retention is None else wall_ms() - round(retention * 1000)
-
     def _is_old(self, head: Meta) -> bool:
-        return not head.owner and head.updated <= self._before()
+        return not head.owner and head.updated <= self._before
 
     def _may_leave(self, head: Meta) -> bool:
         """Whether it is stopped for so long that no fail-over takes that back, and not archived yet."""
@@ -145,17 +136,19 @@ class Sweep:
             await archive_closed(self._node, archive, cid, head)
         except Stop as reason:
             log.info("it is not archived", conversation_id=cid, reason=str(reason))
+            await clear_if_gone(self._node, cid, head.generation)
         except ConvenerError as error:
             kind = "archive" if isinstance(error, ArchiveUnavailable) else "store"
             self._node.metrics.archive_failures.labels(kind=kind).inc()
             log.warning("archiving is put off", conversation_id=cid, error=str(error))
+            await clear_if_gone(self._node, cid, head.generation)
         finally:
             self._leaving.discard(cid)
 
     async def _expire(self, cid: str, head: Meta) -> None:
         store = self._node.store
         timers = [*await store.alarms(cid), *(f"{ASK_TIMER}{ask_id}" for ask_id in await store.asks(cid))]
-        if await store.expire(cid, self._before()) == "OK":
+        if await store.expire(cid, self._before) == "OK":
             log.info("nobody has used it for long; erased", conversation_id=cid, updated=head.updated)
             await clear(self._engine, cid, head.user, timers)
 
@@ -166,7 +159,7 @@ class Sweep:
             return
         store = self._node.store
         try:
-            await erase_archive(self._engine, cid)
+            await erase_archive(self._node, cid)
         except ArchiveUnavailable as error:
             log.info("the archive is cleared later", conversation_id=cid, error=str(error))
             return

@@ -160,6 +160,9 @@ class _Look:
             page = await self._logs.read(cid, Cursor(place=Place(0, after)), PAGE)
             if page is None or page.generation != head.generation:
                 return None
+            if page.resync:
+                # Its beginning was deleted meanwhile, with what was read last.
+                entries, since = [], 0
             if not page.entries:
                 break
             since = since or (page.first if page.manifest else 1)

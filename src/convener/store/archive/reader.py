@@ -57,7 +57,8 @@ class LogReader:
         manifest = await self._archive.manifest(cid, hot.generation, hot.manifest)
         if manifest is None:
             return None
-        known = await self._knows(manifest, after) if after.is_exact else True
+        # Of a bare number only this can be told: whether what follows it was deleted, so that there would be a hole.
+        known = await self._knows(manifest, after) if after.is_exact else not 0 < after.place.seq < manifest.first - 1
         if known is None:
             return None
         resync, start = not known, after.place.seq if known else 0
