@@ -387,6 +387,14 @@ async def test_an_archive_that_is_away_delays_trimming_and_nothing_else(
 async def test_nothing_is_archived_beside_a_node_that_knows_no_archive(
     make_cluster: MakeCluster, folder: Callable[[int], Archive], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looks, look = 0, Members.all_speak
+
+    def counted(self: Members, protocol: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return look(self, protocol)
+
+    monkeypatch.setattr(Members, "all_speak", counted)
     cluster: InProcessCluster = await make_cluster(talk, options=QUICK, nodes=1, archive=folder)
     info = Members.info
 
@@ -398,15 +406,6 @@ async def test_nothing_is_archived_beside_a_node_that_knows_no_archive(
     await cluster.add()
     await cluster[0].maybe_start_agent_loop("c", user_id="u")
     await wait_until(lambda: len(cast("Any", cluster[0])._members.state.members) == 2, "they know each other")
-    looks = 0
-    look = cast("Any", cluster[0])._members.all_speak
-
-    def counted(protocol: int) -> bool:
-        nonlocal looks
-        looks += 1
-        return look(protocol)
-
-    monkeypatch.setattr(cast("Any", cluster[0])._members, "all_speak", counted)
     await say(cluster[0], "c", 60)
     before = looks
     await wait_until(lambda: looks > before + 2 * LEASE_S / QUICK.archive_every, "it has looked for long enough", 60)
