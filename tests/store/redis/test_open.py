@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from convener.errors import ConfigurationError, StoreUnavailable
 from convener.store.base import Store
 from convener.store.redis import RedisStore
 from convener.store.redis.address import parse
-from convener.store.redis.endpoint import Endpoint
+from convener.store.redis.endpoint import Attached, Endpoint
 from tests.support.certificates import certificate
 from tests.support.servers import FLAVOURS, Flavour, Server, free_port
 from tests.support.topologies import Sentinel
@@ -164,6 +166,37 @@ async def test_tcp_unix_socket_and_database(server: Server, namespace: str) -> N
         await store.erase("c")
     with pytest.raises(ConfigurationError, match="out of range"):
         await RedisStore(server.url.removesuffix("/0") + "/99", namespace=namespace).open()
+
+
+async def test_a_connection_attempt_that_is_cancelled_ends(server: Server) -> None:
+    """At whatever moment. One that went on would keep a node that ends from ending."""
+
+    async def attempt(turns: int) -> bool:
+        attached = Attached()
+        task = asyncio.create_task(Endpoint(server.url).connect(attached, 5, _Slow()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        late = task.done()
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            await attached.release()
+            assert late, f"it went on though it was cancelled after {turns} turns of the loop"
+        return late
+
+    for _ in range(3):
+        turns = 0
+        while not await attempt(turns):
+            turns += 1
+
+
+class _Slow:
+    """Asks something, so that there is more to be cut off."""
+
+    commands = (("ROLE",), ("PING",), ("PING",), ("PING",))
+
+    def judge(self, place: str, replies: Sequence[Any]) -> None:
+        assert replies[-1] == b"PONG"
 
 
 async def test_what_the_server_says_of_itself(server: Server, store: RedisStore) -> None:

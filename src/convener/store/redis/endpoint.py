@@ -243,7 +243,9 @@ class Endpoint:
         kind = aio.UnixDomainSocketConnection if self.is_unix else aio.SSLConnection if self.is_tls else aio.Connection
         connection: aio.AbstractConnection | None = None
         try:
-            connection = kind(socket_timeout=limit, socket_connect_timeout=limit, **self.options)
+            # No time-out of redis-py's own for what is sent: before Python 3.12 its `wait_for` may swallow a
+            # cancellation, and whoever closes the store would wait for ever. Every wait has one of ours around it.
+            connection = kind(socket_timeout=None, socket_connect_timeout=limit, **self.options)
             async with asyncio.timeout(limit):
                 await connection.connect()
         except BaseException as error:
