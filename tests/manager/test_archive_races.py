@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from convener.manager.context import NodeContext
 from convener.manager.standalone import StandaloneConversationManager
 from convener.store.archive import Archive, open_objects
 from convener.store.base import Store
+from convener.store.sqlite import SQLiteStore
 from convener.testing.cluster import FunctionAgent, InProcessCluster
 from convener.testing.steps import StepStore
 from tests.manager.conftest import MakeCluster, join
@@ -189,3 +191,33 @@ async def test_a_node_whose_clock_is_wrong_deletes_nothing(
     await wait_until(lambda: looks > 5, "the sweep has looked often enough")
     del cast("Any", cluster[0].engine.node.store).heads
     assert (await cluster[0].describe("c")).last_seq > 5
+
+
+async def test_a_store_that_is_put_back_finds_its_archive(tmp_path: Path) -> None:
+    """Out of a backup: the manifest that it names has been deleted since."""
+    options = dataclasses.replace(QUICK, lease_ttl=0.1)
+
+    def manager(data: str) -> StandaloneConversationManager:
+        archive, store = Archive(open_objects((tmp_path / "archive").as_uri())), SQLiteStore(tmp_path / data)
+        return StandaloneConversationManager(agent=FunctionAgent(talk), store=store, options=options, archive=archive)
+
+    async with manager("data") as first:
+        await first.maybe_start_agent_loop("c", user_id="u")
+        await say(first, "c", 30)
+        await say(first, "c", 30)
+        await archived(first, beyond=30)
+        log = await whole(first)
+    shutil.copytree(tmp_path / "data", tmp_path / "backup")
+    async with manager("data") as second:
+        counted = (await head(second)).manifest
+        await say(second, "c", 60)
+        await archived(second, beyond=70)
+        await wait_until(lambda: counted not in objects_in(tmp_path, "manifest"), "it is replaced and deleted")
+    async with manager("backup") as third:
+        assert (await head(third)).manifest == counted
+        assert (await whole(third))[: len(log)] == log
+        await say(third, "c", 60)
+        await archived(third, beyond=70)
+        found = await whole(third)
+        assert (found[: len(log)], is_dense(found)) == (log, True)
+        assert (await third.audit())["violations"] == []

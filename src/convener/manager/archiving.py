@@ -185,6 +185,11 @@ class Writer:
     async def manifest(self, head: Meta) -> Manifest:
         """The manifest that counts. Raises `ArchiveUnavailable`."""
         manifest = await self._archive.manifest(self._cid, head.generation, head.manifest)
+        if manifest is None:
+            # The store was put back to what it was before that manifest was replaced.
+            manifest = await self._archive.as_of(self._cid, head.generation, head.archived)
+            if manifest is not None and manifest.last == (head.archived_epoch, head.archived):
+                await self.commit(manifest)
         if manifest is None or manifest.last != (head.archived_epoch, head.archived):
             raise ArchiveUnavailable(f"the archive lacks the manifest {head.manifest}, or it is not what it should be")
         return manifest

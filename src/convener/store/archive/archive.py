@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 from convener.core.model import LogEntry
 from convener.errors import ArchiveUnavailable
 from convener.store.archive.objects import Objects
-from convener.store.archive.segments import Malformed, Manifest, Segment, SegmentRef
+from convener.store.archive.segments import MANIFEST, Malformed, Manifest, Segment, SegmentRef
 
 T = TypeVar("T")
 
@@ -72,6 +72,20 @@ class Archive:
             return Manifest(cid, generation)
         path = f"{self.folder(cid, generation)}/{name}"
         return await self._read(path, self._manifests, Manifest.decode, lambda _, data: len(data))
+
+    async def as_of(self, cid: str, generation: str, seq: int) -> Manifest | None:
+        """What was archived when that ended with number `seq`, out of a later manifest; None if none tells.
+
+        For a store that was put back to what it was a while ago: the manifest that it names is deleted by now, what
+        that has listed is there. Raises `ArchiveUnavailable`.
+        """
+        names = sorted(await self.names(cid, generation), reverse=True)
+        for name in [name for name in names if name.startswith(MANIFEST)]:
+            later = await self.manifest(cid, generation, name)
+            ends = [ref.last[1] for ref in later.segments] if later is not None else []
+            if later is not None and seq in ends:
+                return Manifest(cid, generation, later.segments[: ends.index(seq) + 1])
+        return None
 
     async def segment(self, cid: str, generation: str, ref: SegmentRef) -> Segment | None:
         """The segment; None if there is none (any more). Raises `ArchiveUnavailable`."""

@@ -39,22 +39,24 @@ class LogReader:
         Raises:
             StoreUnavailable: the store is away; `ArchiveUnavailable`: the archive is, and is needed.
         """
-        for _ in range(TRIES):
+        for tried in range(TRIES):
             page = await self._store.read(cid, after, limit)
             if page is None or page.first <= 1 or not page.manifest:
                 return page
             if not page.resync and after.place.seq + 1 >= page.first:
                 return page
-            found = await self._beyond(cid, page, after, limit)
+            found = await self._beyond(cid, page, after, limit, tried == TRIES - 1)
             if found is not None:
                 return found
         raise ArchiveUnavailable(f"the archive lacks what the head of {cid} names", retry_after=1.0)
 
-    async def _beyond(self, cid: str, hot: Page, after: Cursor, limit: int) -> Page | None:
+    async def _beyond(self, cid: str, hot: Page, after: Cursor, limit: int, last_try: bool) -> Page | None:
         """A page that begins in the archive; None if that has changed under us."""
         if self._archive is None:
             raise ArchiveUnavailable("the older part of the log is in an archive, and this node has no archive_url")
         manifest = await self._archive.manifest(cid, hot.generation, hot.manifest)
+        if manifest is None and last_try:
+            manifest = await self._archive.as_of(cid, hot.generation, hot.archived)
         if manifest is None:
             return None
         # Of a bare number only this can be told: whether what follows it was deleted, so that there would be a hole.
