@@ -111,3 +111,26 @@ async def test_a_node_that_still_leaves_is_not_taken_for_a_mistake(
     assert "another process" not in capsys.readouterr().out
     await cluster.leave(0)
     assert await members(cluster, 1) == {incarnation(cluster, 1)}
+
+
+async def test_a_former_incarnation_with_other_settings_is_given_its_time(make_cluster: MakeCluster) -> None:
+    """Without fast burial it may act for nearly its whole lease; its successor has it switched on."""
+    before = dataclasses.replace(QUICK, lease_ttl=5.0, fast_burial=False)
+    cluster = await make_cluster(echo, nodes=1, options=before)
+    old, heartbeat, lease = incarnation(cluster, 0), cluster[0].heartbeat, cluster[0].engine.node.lease
+    assert heartbeat is not None
+    heartbeat.last_tick = float("-inf")
+    heartbeat.tick = lambda: None
+    cluster._options = dataclasses.replace(before, fast_burial=True)
+    await cluster.add("node-0")
+    acted = True
+
+    def is_buried() -> bool:
+        nonlocal acted
+        acted = lease.valid() if old not in cluster[1].engine.node.buried else acted
+        return old in cluster[1].engine.node.buried
+
+    await wait_until(is_buried, "it is superseded")
+    assert not acted
+    heartbeat.last_tick = float("inf")
+    await wait_until(lambda: incarnation(cluster, 0) != old, "it has learnt that")

@@ -55,12 +55,14 @@ class Members:
 
     def info(self) -> str:
         """What others are told of this node, JSON text."""
+        terms = self._node.lease.terms
         return msgspec.json.encode(
             {
                 "name": self._node.options.name,
                 "version": __version__,
                 "protocol": PROTOCOL,
                 "oldest": OLDEST_PROTOCOL,
+                "acts": 0 if terms is None else round(terms.window() * 1000),
                 "started_at": self.started_at,
                 "state": "draining" if self._node.draining else "active",
             }
@@ -247,7 +249,9 @@ class Members:
             await asyncio.sleep(LOOK_S)
 
     def _acting(self, member: Member) -> float:
-        """Seconds after a renewal for which a member may act, and some."""
+        """Seconds after a renewal for which a member may act, and some. Its settings may be others than this node's."""
+        if acts := spoken(member).acts:
+            return (acts + BURY_SLACK_MS) / 1000
         fast = self._node.options.fast_burial
         return (2 * member.renew + BURY_SLACK_MS if fast else member.ttl) / 1000
 

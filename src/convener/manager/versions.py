@@ -16,12 +16,15 @@ from convener.version import OLDEST_PROTOCOL, PROTOCOL
 
 
 class Spoken(msgspec.Struct):
-    """The part of a member's info that is about versions; 0.1.0 does not say `oldest`."""
+    """What nodes go by of a member's info. 0.1.0 does not say `oldest`, nor `acts`: for how many ms after a renewal it
+    may act.
+    """
 
     name: str = ""
     version: str = ""
     protocol: int = 1
     oldest: int = 1
+    acts: int = 0
 
 
 def spoken(member: Member) -> Spoken:
