@@ -403,3 +403,36 @@ async def test_a_stop_that_is_lost_before_it_was_obeyed_is_asked_for_again(serve
         assert head is not None
         assert (head.status, head.owner) == ("stopped", "")
         await audit(cluster)
+
+
+def takes_in_m2(cid: str, request: AppendRequest) -> bool:
+    """Whether an append takes the second message in."""
+    return any('"message_id":"m2"' in text for text in request.events)
+
+
+async def test_what_was_not_confirmed_does_not_take_the_place_of_what_came_since(server: Server) -> None:
+    """I8: the append of a message whose acceptance is lost names a position that the store has given out again."""
+    stores: list[StepStore] = []
+
+    def wrap(index: int, store: Store) -> Store:
+        stores.append(StepStore(store))
+        return cast("Store", stores[-1])
+
+    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=wrap) as cluster:
+        sink = await talked(cluster, "c", "m1")
+        tell(server, "SAVE")
+        late = stores[0].hold("append", takes_in_m2)
+        lost = await stores[1].send("c", NewMessage("m2", "u", '"x"'), max_pending=10)
+        await asyncio.wait_for(late.reached.wait(), 30)
+        looked = stores[0].hold("head")
+        await asyncio.to_thread(fall_back, server)
+        await asyncio.wait_for(looked.reached.wait(), 30)
+        message = NewMessage("x1", "u", '"x"')
+        since = await wait_until(
+            lambda: stores[1].send("c", message, max_pending=10), "x1 is stored", retry_on=StoreUnavailable
+        )
+        assert since.position == lost.position
+        looked.go()
+        late.go()
+        await wait_until(lambda: answers(sink)[-1:] == ["x1"], "x1 is answered")
+        await audit(cluster)

@@ -142,6 +142,7 @@ class Appender:
         self._retrying = False
         self._lapsed = False
         self._closed = False
+        self._exchanges: set[asyncio.Task[None]] = set()
         self._going = asyncio.Event()
         self._going.set()
         self.sent_seq = mine.seq
@@ -219,7 +220,9 @@ class Appender:
     def _send(self, batch: Batch) -> None:
         self._under_way += 1
         self._landed.clear()
-        self._node.supervisor.spawn(f"append {self._cid}", self._exchange(batch))
+        exchange = self._node.supervisor.spawn(f"append {self._cid}", self._exchange(batch))
+        self._exchanges.add(exchange)
+        exchange.add_done_callback(self._ended)
         for ticket in batch.tickets:
             if not ticket.sent.done():
                 ticket.sent.set_result(None)
@@ -230,6 +233,12 @@ class Appender:
         later = [each.request for each in itertools.islice(self._flying, place + 1, None)]
         return any(each.ends_turn or each.closing for each in (*later, *self._waiting))
 
+    def _ended(self, exchange: asyncio.Task[None]) -> None:
+        self._exchanges.discard(exchange)
+        self._under_way -= 1
+        if not self._under_way:
+            self._landed.set()
+
     async def _exchange(self, batch: Batch) -> None:
         request = batch.request
         if self._finishing(batch):
@@ -239,10 +248,11 @@ class Appender:
         except StoreUnavailable as error:
             self._node.metrics.store_errors.labels(kind=error.wire_code).inc()
             reply = None
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._landed.set()
+        except asyncio.CancelledError:
+            if not self.held:
+                raise
+            # Given up by `withhold`: sent or not, it is sent again.
+            reply = None
         if self._closed:
             return
         if reply is None:
@@ -340,6 +350,17 @@ class Appender:
     async def going_on(self) -> None:
         """Wait until the conversation was verified."""
         await self._going.wait()
+
+    def withhold(self) -> None:
+        """The same, also of what was not sent yet because there was no connection."""
+        self.hold()
+        for exchange in self._exchanges:
+            exchange.cancel()
+
+    def unconfirmed(self) -> tuple[int, list[str]]:
+        """How far in the inbox that goes which is not confirmed, and its events."""
+        updates = [*(batch.request for batch in self._flying), *self._waiting]
+        return max((u.cursor for u in updates), default=0), [text for u in updates for text in u.events]
 
     async def landed(self) -> None:
         """Wait until every command under way has its outcome."""

@@ -81,7 +81,7 @@ class Runner:
 
     def heard(self, publication: Publication) -> None:
         """An inbox entry was published. The next one is taken at once; a hole reads the stream."""
-        if self._leaving:
+        if self._leaving or self.appender.held:
             # Nothing is done under this epoch until the outcome of RELEASE is known; a refusal reads the inbox.
             self._intake.miss()
             return

@@ -16,6 +16,7 @@ import msgspec
 from convener.core.model import AppendRequest, LogEntry, Meta
 from convener.core.repair import RepairRequest
 from convener.core.view import opens_after
+from convener.core.wire import turn_position
 from convener.manager.timers import ASK_TIMER
 
 KEPT_BYTES: Final = 1 << 20
@@ -135,6 +136,16 @@ def _request(mine: Meta, tip: tuple[int, int], lost: Sequence[AppendRequest]) ->
         closes=closes,
         state=next((request.state for request in reversed(lost) if request.state is not None), None),
     )
+
+
+def inputs(events: Sequence[str]) -> dict[int, str]:
+    """The messages among some events: position → id."""
+    found = dict[int, str]()
+    for text in events:
+        if text.startswith('{"kind":"input"'):
+            event = cast("dict[str, Any]", msgspec.json.decode(text))
+            found[turn_position(event["turn"])] = event["data"]["message_id"]
+    return found
 
 
 def _named(events: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ import structlog
 
 from convener.core.admission import Slot
 from convener.core.cursor import Cursor
+from convener.core.model import MESSAGES, Meta
 from convener.core.repair import standing
 from convener.core.view import Place
 from convener.errors import OwnershipLost, StoreUnavailable
@@ -26,7 +27,7 @@ from convener.manager.clock import boottime
 from convener.manager.host import EndReason
 from convener.manager.losses import Losses
 from convener.manager.runner import Runner
-from convener.manager.tail import NODE_BYTES, Tail
+from convener.manager.tail import NODE_BYTES, Tail, inputs
 from convener.store.base import Fallback
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Verifier:
         if self.on_fallback is not None:
             self.on_fallback()
         for runner in self._engine.runners.values():
-            runner.appender.hold()
+            runner.appender.withhold()
         self._due.set()
 
     def fell_back(self, runner: Runner) -> None:
@@ -197,6 +198,10 @@ class Verifier:
         page = await store.read(cid, FAR, 0)
         tip = (0, 0) if page is None else page.tip
         verdict = standing(head, tip, runner.meta, appender.written_seq)
+        if verdict == "good" and head is not None and not await self._has_its_place(runner, head):
+            # Nothing that was confirmed is lost by that, and what the inbox has is read.
+            runner.own_anew()
+            return True
         if verdict == "good":
             await self._write_slot(runner)
             await self._engine.records.write(cid)
@@ -219,6 +224,20 @@ class Verifier:
             runner.fenced()
             return True
         return False
+
+    async def _has_its_place(self, runner: Runner, head: Meta) -> bool:
+        """Whether the inbox still has what the owner has taken in and not written yet. The store may have lost that it
+        was accepted, and have given its positions to others, which that append would count as taken in (I8).
+        """
+        reached, events = runner.appender.unconfirmed()
+        if reached <= head.cursor:
+            return True
+        found = await self._node.store.inbox(runner.cid)
+        if found is None or reached > found[0].position:
+            return False
+        meta, mine = found[0], inputs(events)
+        there = {e.position: e.message_id for e in found[1] if e.kind in MESSAGES and e.position <= reached}
+        return there == {position: name for position, name in mine.items() if position > meta.cursor}
 
     async def _write_slot(self, runner: Runner) -> None:
         """The slot of what this node owns (I6). Another node stamps it only to take the conversation from this one,
