@@ -24,6 +24,7 @@ from convener.manager.turn import Turn
 from convener.store.archive import Archive, open_objects
 from convener.store.memory import MemoryStore
 from convener.store.sqlite import SQLiteStore
+from convener.store.tables import Tables
 from convener.testing.cluster import FunctionAgent, InProcessCluster
 from convener.testing.steps import StepStore
 from tests.manager.conftest import MakeCluster, join
@@ -251,6 +252,50 @@ async def test_what_counts_no_more_is_deleted(tmp_path: Path) -> None:
 
         await wait_until(tidy, "only what counts is there")
         assert is_dense(await whole(manager))
+
+
+async def test_a_fail_over_that_loses_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head names a former manifest again: it is still there, and what was written since counts once more."""
+
+    async def keep_all(*_: object) -> tuple[int, int]:
+        # What ARCHIVED has trimmed is back with what it has written; here it is not trimmed in the first place.
+        return (0, 0)
+
+    monkeypatch.setattr(archiving, "RUBBISH_S", 3600.0)
+    monkeypatch.setattr(cast("Any", archiving)._Job, "_keep", keep_all)
+    store = MemoryStore()
+    manager = StandaloneConversationManager(
+        agent=FunctionAgent(count),
+        store=store,
+        options=dataclasses.replace(QUICK, lease_ttl=0.1),
+        archive=Archive(open_objects(tmp_path.as_uri())),
+    )
+    async with manager:
+        await manager.maybe_start_agent_loop("c", user_id="u")
+        await say(manager, "c", 60)
+        lost = await archived(manager)
+        await say(manager, "c", 60)
+        after = await archived(manager, beyond=lost.archived)
+        marks = {"archived": lost.archived, "archived_epoch": lost.archived_epoch, "manifest": lost.manifest}
+
+        def fall_back(t: Tables) -> None:
+            meta = t.meta("c")
+            assert meta is not None
+            t.set_meta("c", dataclasses.replace(meta, **cast("Any", marks)))
+
+        await store.run(fall_back)
+        segments = objects_in(tmp_path, "log")
+        await say(manager, "c", 60)
+        await archived(manager, beyond=after.archived)
+        log = await whole(manager)
+        assert is_dense(log)
+        assert set(segments) <= set(objects_in(tmp_path, "log"))
+        found = await Archive(open_objects(tmp_path.as_uri())).manifest(
+            "c", after.generation, (await head(manager)).manifest
+        )
+        assert found is not None
+        assert [ref.first[1] for ref in found.segments[1:]] == [ref.last[1] + 1 for ref in found.segments[:-1]]
+        assert (await manager.audit())["violations"] == []
 
 
 async def test_segments_beyond_their_time_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
