@@ -227,4 +227,89 @@ async def test_a_publication_that_is_refused_confirms_nothing() -> None:
     confirmation.settle(marker, wait)
     with pytest.raises(NotConfirmed):
         await call.future
-    assert confirmation.channel == "{t:c:c}:waited"
+    assert confirmation.key == "{t:c:c}:waited"
+
+
+def answered() -> Call:
+    call = Call(asyncio.get_running_loop().create_future(), SCRIPTS["send"], "{t:c:c}:meta", ("EVALSHA", "x", 0), 0.0)
+    call.confirmation = Confirmation("t:c:c", 1.0)
+    return call
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+async def test_what_is_answered_too_late_is_not_confirmed_and_told_so(confirmed: bool) -> None:
+    """After a stall an answer that was kept back may count after all: nobody else would ever tell its caller."""
+    call = answered()
+    assert call.confirmation is not None
+    call.confirmation.end(confirmed=confirmed)
+    call.succeed([b"PENDING"])
+    with pytest.raises(NotConfirmed):
+        await asyncio.wait_for(call.future, 5)
+
+
+async def test_many_batches_share_a_wait(pair: Pair) -> None:
+    """The server does nothing for a connection that waits: one WAIT per batch would pile up till none is answered."""
+    async with replicated(pair) as store:
+        await store.create("c", "u", "{}", "g")
+        before = pair.count("wait")
+        pair.replica.freeze()
+        tasks: list[asyncio.Task[Any]] = []
+        for number in range(12):
+            tasks.append(asyncio.create_task(store.send("c", message(number), max_pending=100)))
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert (await store.head("c")) is not None
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [NotConfirmed] * 12
+        assert "no replica has confirmed" in str(results[-1])
+        assert pair.count("wait") == before + 2
+        assert store.statistics()[0].connects == 1
+        pair.replica.resume()
+        assert (await store.send("c", message(0), max_pending=100)).outcome == "DUP"
+
+
+async def test_what_waits_for_the_next_wait_fails_with_the_connection(pair: Pair) -> None:
+    async with replicated(pair) as store:
+        await store.create("c", "u", "{}", "g")
+        pair.replica.freeze()
+        first = asyncio.create_task(store.send("c", message(1), max_pending=100))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        second = asyncio.create_task(store.send("c", message(2), max_pending=100))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        cast("Any", store.topology)._link._wire.abort()
+        results = await asyncio.gather(first, second, return_exceptions=True)
+        assert all(isinstance(result, StoreUnavailable) for result in results)
+        pair.replica.resume()
+
+
+async def test_in_a_cluster_a_repeated_write_is_not_confirmed_either() -> None:
+    """A primary of a cluster does not hand publications on to its replicas: only a write will do."""
+    if binary("valkey") is None:
+        pytest.skip("no valkey server is installed on this machine")
+    with RedisCluster("valkey", replicas=1) as servers:
+        options: dict[str, Any] = {"namespace": "t", "durability": "replicated"}
+        async with RedisStore(servers.url, **options) as store, RedisStore(servers.url, **options) as other:
+            await store.create("c", "u", "{}", "g")
+            frozen = servers.replica_of(servers.owner(store.topology.slot(store.keys.meta("c"))))
+            frozen.freeze()
+            for sender in (store, other, store):
+                with pytest.raises(NotConfirmed):
+                    await sender.send("c", message(1), max_pending=10)
+            frozen.resume()
+
+
+async def test_what_is_sent_to_a_slot_that_has_moved_is_confirmed_where_it_went() -> None:
+    if binary("valkey") is None:
+        pytest.skip("no valkey server is installed on this machine")
+    with RedisCluster("valkey", replicas=1) as servers:
+        async with RedisStore(servers.url, namespace="t", durability="replicated") as store:
+            await store.create("c", "u", "{}", "g")
+            slot = store.topology.slot(store.keys.meta("c"))
+            source = servers.owner(slot)
+            to = next(server for server in servers.servers[:3] if server is not source)
+            await asyncio.to_thread(servers.move, slot, to)
+            # The first attempt is refused by the server that had the slot; nobody waits for a replica of that one.
+            sent = store.send("c", message(1), max_pending=10)
+            assert (await asyncio.wait_for(sent, 20)).outcome == "OK"

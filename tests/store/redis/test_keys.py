@@ -5,7 +5,7 @@ import zlib
 import pytest
 
 from convener.errors import ConfigurationError
-from convener.store.redis.keys import KINDS, Keys, kind_of, shard_of
+from convener.store.redis.keys import KINDS, Keys, kind_of, shard_of, waited
 
 
 def _all_keys(keys: Keys) -> list[str]:
@@ -27,6 +27,7 @@ def _all_keys(keys: Keys) -> list[str]:
         keys.records("n~1"),
         keys.connections("n~1"),
         keys.index(63),
+        waited("ns:u:u"),
     ]
 
 

@@ -24,7 +24,7 @@ from tests.support.servers import Server
 TAKEN_WHEN_FULL = {
     "append_final", "archived", "bury", "dequeue", "disown", "drop_node", "drop_record", "erase", "expire", "forget",
     "leave", "probe", "reap", "rebury", "release", "renew", "repair", "resolve", "rights", "stop", "supersede",
-    "unreserve", "unsend",
+    "unreserve", "unsend", "waited",
 }  # fmt: skip
 READERS = {"due", "inbox", "list_user", "members", "read"}
 

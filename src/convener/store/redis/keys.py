@@ -158,6 +158,11 @@ class Keys:
         return f"{self._index}{shard}}}"
 
 
+def waited(tag: str) -> str:
+    """String, in any group: what is written for WAIT to speak of. Expires: it says nothing."""
+    return f"{{{tag}}}:waited"
+
+
 @dataclass(frozen=True, slots=True)
 class KeyKind:
     """What is known of a kind of key, for leak checks and the documentation."""
@@ -184,6 +189,7 @@ KINDS: Final = (
     KeyKind("{NS:c:*}:asks", "hash", "ANSWER, by entry; APPEND, STOP, ERASE, EXPIRE"),
     KeyKind("{NS:c:*}:alarms", "hash", "FIRE, by entry; ERASE, EXPIRE"),
     KeyKind("{NS:k:*}", "string", "whoever uses the ticket; else it expires"),
+    KeyKind("{NS:*}:waited", "string", "expires after a second"),
     KeyKind("{NS:t:*}:due", "zset", "whoever has done what was due, by entry"),
     KeyKind("{NS:u:*}:slots", "hash", "UNRESERVE, by entry"),
     KeyKind("{NS:u:*}:wait", "zset", "RESERVE, DEQUEUE, by entry"),

@@ -187,7 +187,8 @@ class Lanes:
                     refusal, host = _NOBODY, ""
                     continue
                 try:
-                    call.succeed(await link.submit(call.attempt(asking=asking)))
+                    # The attempt has waited for whatever the call has to wait for.
+                    call.deliver(await link.submit(call.attempt(asking=asking)))
                 except NotRun as error:
                     refusal, host = error.refusal, link.target.place.rpartition(":")[0]
                 else:

@@ -105,7 +105,7 @@ class RedisStore(
         silence: float = 5.0,
     ) -> None:
         self.keys = Keys(namespace)
-        self._confirm = min(CONFIRM_S, deadline / 2) if durability == "replicated" else 0.0
+        self._confirm = min(CONFIRM_S, deadline / 4) if durability == "replicated" else 0.0
         self.topology = make_topology(
             url,
             credentials,

@@ -178,6 +178,7 @@ class Wire(Attached):
         self.why = "the connection to the store was lost"
         self._confirm = confirm
         self._batch: Confirmation | None = None
+        self._confirming = False
         self._out: list[bytes] = []
         self._again: list[Again] | None = None
         """What runs again after the stall; None unless there is one."""
@@ -215,22 +216,28 @@ class Wire(Attached):
             if self._batch is None:
                 self._batch = Confirmation(tag_of(call.key), self._confirm)
             call.confirmation = self._batch
+            self._batch.expires = max(self._batch.expires, call.expires)
         self.in_flight.append(call)
         self._out.append(call.packed)
 
     def _flush(self) -> None:
-        if self._batch is not None and self.in_flight:
+        if self._batch is not None and not self._confirming and not self.closed.done():
             self._ask_replicas(self._batch)
         out, self._out = self._out, []
         self.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _ask_replicas(self, batch: Confirmation) -> None:
-        """At the end of a batch. It expires with the batch's last call."""
-        self._batch = None
-        expires = self.in_flight[-1].expires
-        marker = self.ask(expires, "SPUBLISH", batch.channel, "")
-        wait = self.ask(expires, "WAIT", 1, round(1000 * batch.seconds))
-        wait.future.add_done_callback(lambda done: batch.settle(marker.future, done))
+        """Behind whatever was sent. One WAIT at a time: the server does nothing for this connection meanwhile."""
+        self._batch, self._confirming = None, True
+        marker = self.ask(batch.expires, "EVAL", SCRIPTS["waited"].source, 1, batch.key)
+        wait = self.ask(batch.expires, "WAIT", 1, round(1000 * batch.seconds))
+        wait.future.add_done_callback(lambda done: self._confirmed(batch, marker.future, done))
+
+    def _confirmed(self, batch: Confirmation, marker: asyncio.Future[Reply], wait: asyncio.Future[Reply]) -> None:
+        batch.settle(marker, wait)
+        self._confirming = False
+        if self._batch is not None and not self._out and not self.closed.done():
+            self._ask_replicas(self._batch)
 
     def __len__(self) -> int:
         return len(self.in_flight) + len(self._held) + len(self._again or ())
@@ -378,6 +385,9 @@ class Wire(Attached):
             call.fail(StoreUnavailable(text))
         self.in_flight.clear()
         self._again = None
+        if self._batch is not None:
+            self._batch.end(confirmed=False)
+            self._batch = None
 
     def take_unsent(self) -> list[Call]:
         """Commands that were never written, after the connection is lost."""
