@@ -391,6 +391,8 @@ class StandaloneConversationManager(Requests, Operating):
         runner = self.engine.runner(cid)
         if runner is None or runner.over or not self.engine.node.lease.valid():
             raise OwnerUnavailable("the conversation has just moved; try again", retry_after=0.5)
+        if runner.appender.held:
+            raise OwnerUnavailable("whether this node still owns it is being verified; try again", retry_after=0.5)
         run = self.engine.node.agent.methods.get(method)
         if run is None:
             raise NotFound(f"the agent has no method {method}", code="method_not_found")

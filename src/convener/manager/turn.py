@@ -161,6 +161,7 @@ class Turn(Generic[S]):
         self.fence = Fence(runner.cid, runner.epoch, self.id)
         self._ledger = ledger
         self._record = record
+        self._verified = runner.appender.going_on
         self._answers = answers
         self._entries: list[Entry] = []
         self._streamer = Streamer(node, runner.cid, runner.epoch, self.id, attempt, record(()))
@@ -326,6 +327,8 @@ class Turn(Generic[S]):
         while True:
             # Over in a moment, or the turn is cancelled: that is no reason to fail it.
             await self._node.lease.wait_valid()
+            # What a store has lost that fell back may be another's by now.
+            await self._verified()
             try:
                 if inspect.iscoroutinefunction(func):
                     return await func(*args)

@@ -10,6 +10,7 @@ name it again: that is finished once more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from convener.core.cursor import Cursor
 from convener.core.model import MESSAGES, Meta
 from convener.core.repair import standing
 from convener.core.view import Place
-from convener.errors import OwnershipLost, StoreUnavailable
+from convener.errors import NotConfirmed, OwnershipLost, StoreUnavailable
 from convener.manager.clock import boottime
 from convener.manager.host import EndReason
 from convener.manager.losses import Losses
@@ -142,10 +143,15 @@ class Verifier:
         while True:
             await self._due.wait()
             self._due.clear()
-            if self.membership is not None:
-                await self._insist(self.membership)
-            await asyncio.gather(*(self._one(runner) for runner in list(self._engine.runners.values())))
-            await self._insist(self._strays)
+            try:
+                if self.membership is not None:
+                    await self._insist(self.membership)
+                await asyncio.gather(*(self._one(runner) for runner in list(self._engine.runners.values())))
+                await self._insist(self._strays)
+            except Exception:
+                # Whoever is held still is not let go by anything else.
+                self._due.set()
+                raise
             if not self._due.is_set():
                 self.losses.verified()
 
@@ -177,6 +183,10 @@ class Verifier:
                 while fallbacks != self._node.fallbacks:
                     fallbacks = self._node.fallbacks
                     await self._insist(lambda: self._verify(runner))
+        except Exception:
+            # It would be held still for ever.
+            runner.own_anew()
+            raise
         finally:
             self._under_way.discard(runner)
         if not runner.over and runner.incarnation == self._node.incarnation:
@@ -203,9 +213,13 @@ class Verifier:
             runner.own_anew()
             return True
         if verdict == "good":
-            await self._write_slot(runner)
-            await self._engine.records.write(cid)
-            await store.index(runner.user, cid)
+            # What no replica confirms is there all the same; if it is lost once more, that is noticed once more.
+            with contextlib.suppress(NotConfirmed):
+                await self._write_slot(runner)
+            with contextlib.suppress(NotConfirmed):
+                await self._engine.records.write(cid)
+            with contextlib.suppress(NotConfirmed):
+                await store.index(runner.user, cid)
             return True
         if verdict == "lost":
             runner.fenced()
@@ -268,7 +282,9 @@ class Verifier:
         head = await self._node.store.head(left.cid)
         # Without a head nobody knows whether it was deleted.
         if head is not None and head.epoch <= left.epoch and head.seq < left.seq:
-            self._left.remove(left)
+            with contextlib.suppress(ValueError):
+                # Forgotten meanwhile.
+                self._left.remove(left)
             self.losses.lost(left.cid, left.seq - head.seq)
             self.losses.given_up(left.cid)
 

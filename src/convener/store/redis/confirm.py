@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from convener.store.redis.wire import Call
 
 UNCONFIRMED: Final = frozenset(
-    {"append", "append_final", "pieces", "flush", "renew", "archived", "expire", "probe", "rights", "spublish"}
-    | {"client", "getdel", "set", "wait"}
+    {"append", "append_final", "repair", "pieces", "flush", "renew", "archived", "expire", "probe", "rights"}
+    | {"spublish", "client", "getdel", "set", "wait"}
 )
 """What changes something and does not wait. Log entries are in their owner's memory until a replica has them; a renewal
 that is lost is made up for by the grace after a fail-over; the rest is told again, or only found sooner by it.
