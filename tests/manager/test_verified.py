@@ -103,3 +103,25 @@ async def test_nobody_is_held_still_because_no_replica_confirms() -> None:
             await wait_until(lambda: not owned.appender.held, "the conversation is verified", 20)
             assert not owned.over
             replica.resume()
+
+
+async def test_a_life_that_the_store_has_forgotten_is_buried_when_it_ends(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither a member then nor buried, so nobody else would ever recover what it owned."""
+    async with InProcessCluster(answer, url=server.url, nodes=2) as cluster:
+        sink = await talked(cluster, "c", "m1")
+        manager = cast("Any", cluster[0])
+        old = manager.engine.node.incarnation
+
+        async def is_forgotten() -> bool:
+            for key in ("lease", "info"):
+                command = "ZREM" if key == "lease" else "HDEL"
+                await asyncio.to_thread(server.ask, command, f"{{convener:m}}:{key}", old)
+            return False
+
+        monkeypatch.setattr(manager, "_was_lost", is_forgotten)
+        manager._rebirth.set()
+        await wait_until(lambda: old in cluster[1].engine.node.buried, "the ended life is buried")
+        await send(cluster, "c", "m2", 1)
+        await wait_until(lambda: answers(sink) == ["m1", "m2"], "m2 is answered")

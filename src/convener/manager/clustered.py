@@ -259,7 +259,7 @@ class ClusteredConversationManager(StandaloneConversationManager):
             try:
                 while not (alive or node.draining):
                     await self._end_life()
-                    alive = await self._try_to_live()
+                    alive = await self._try_to_live(old)
             except Exception:
                 # Half-way between two lives nothing else would ever bring this node back.
                 self._rebirth.set()
@@ -310,9 +310,15 @@ class ClusteredConversationManager(StandaloneConversationManager):
         self.engine.records.new_life()
         self.engine.admission.new_life()
 
-    async def _try_to_live(self) -> bool:
-        """Join. A failed try ends that life too: by the time that it is repeated it may be buried for ever (I10)."""
+    async def _try_to_live(self, old: str) -> bool:
+        """Join. A failed try ends that life too: by the time that it is repeated it may be buried for ever (I10).
+
+        Args:
+            old: the incarnation whose life has ended. Usually it is buried; but a store that has fallen back may know
+                neither that nor that it was a member, and then nobody would ever take over what it owned (I11).
+        """
         try:
+            await self.engine.node.store.rebury([old])
             await self._live()
         except ConvenerError as error:
             log.info("cannot join, again", node=self.engine.node.incarnation, error=str(error))
