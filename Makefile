@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # More words for pytest, as in: make test ARGS="-x tests/core"
 ARGS ?=
-# Processes that share the tests; two of them run those with clusters of processes, see tests/conftest.py.
-WORKERS ?= 3
+# Processes that share the tests; three of them run those with clusters of processes, see tests/conftest.py.
+WORKERS ?= 4
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help

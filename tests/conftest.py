@@ -37,10 +37,12 @@ def _no_settings_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _forget_settings()
 
 
-# Clusters of processes mostly wait, but many at once would only show what a machine without time does: two workers of
+# Clusters of processes mostly wait, but many at once would only show what a machine without time does: three workers of
 # xdist run them, each one after another, while the others run everything else (`--dist loadgroup`).
 CLUSTERS = "tests/cluster/"
-COMMANDS = ("tests/cli/", "tests/docs/", "tests/examples/", "tests/cluster/test_up.py")
+MIDDLE = f"{CLUSTERS}test_i"
+"""Those before it in the alphabet take about as long as those behind it."""
+COMMANDS = ("tests/cli/", "tests/docs/", "tests/examples/", f"{CLUSTERS}test_up.py")
 """Together because of those that want the ports that the documentation names."""
 
 
@@ -49,4 +51,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid.startswith(COMMANDS):
             item.add_marker(pytest.mark.xdist_group("commands"))
         elif item.nodeid.startswith(CLUSTERS):
-            item.add_marker(pytest.mark.xdist_group("clusters"))
+            item.add_marker(pytest.mark.xdist_group("clusters" if item.nodeid < MIDDLE else "more clusters"))
