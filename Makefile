@@ -86,6 +86,7 @@ chaos: $(VENV)/.dev-installed tests/js/node_modules/.installed
 		$(BIN)/python -m pytest -q -s tests/cluster/test_kill_windows.py \
 		tests/cluster/test_rolling.py tests/cluster/test_crashes.py $(ARGS)
 	@TEST_ALL_FAULTS=1 $(BIN)/python -m pytest -q tests/cluster/test_faults_of_the_store.py $(ARGS)
+	@TEST_BOTH_STORES=1 $(BIN)/python -m pytest -q tests/cluster -k "redis and not faults" $(ARGS)
 
 docs:
 	@echo "not yet: there is no documentation build in this version" >&2; exit 1

@@ -24,6 +24,7 @@ from tests.support.cluster import Cluster
 from tests.support.proxy import ProxyThread
 from tests.support.servers import FLAVOURS, Flavour, Server
 
+ON_BOTH: Final = frozenset({"test_fence", "test_limit", "test_stop_delete", "test_takeover"})
 _REPORT: Final = pytest.StashKey[dict[str, pytest.TestReport]]()
 
 
@@ -130,9 +131,19 @@ def pool() -> Generator[Pool]:
     made.close()
 
 
-@pytest.fixture(scope="session", params=FLAVOURS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Valkey 9 and Redis 7 for what depends on the store most; else Valkey, since the managers' and the stores' own
+    tests run on both. `make chaos` has them all.
+    """
+    chosen = any("flavour" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "flavour" in metafunc.fixturenames and not chosen:
+        both = bool(os.environ.get("TEST_BOTH_STORES")) or metafunc.definition.path.stem in ON_BOTH
+        metafunc.parametrize("flavour", FLAVOURS if both else FLAVOURS[:1], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def flavour(request: pytest.FixtureRequest) -> Flavour:
-    """Valkey 9 and Redis 7."""
+    """The kind of store."""
     return request.param
 
 

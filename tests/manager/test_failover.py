@@ -22,7 +22,7 @@ from tests.support.servers import FLAVOURS, Flavour, Server, binary
 from tests.support.topologies import RedisCluster, SentinelGroup, caught_up, tell
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("falling stores")]
 
 MESSAGES = ("m2", "m3", "m4")
 

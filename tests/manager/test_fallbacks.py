@@ -27,7 +27,7 @@ from tests.support.servers import FLAVOURS, Flavour, Server, binary
 from tests.support.topologies import tell
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("falling stores")]
 
 
 @pytest.fixture(params=FLAVOURS)

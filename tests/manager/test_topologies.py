@@ -20,7 +20,7 @@ from tests.support.servers import Server, binary
 from tests.support.topologies import RedisCluster, SentinelGroup, role
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("falling stores")]
 
 CONVERSATIONS: Final = 6
 

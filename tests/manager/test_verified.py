@@ -18,7 +18,7 @@ from tests.support.servers import Server, binary
 from tests.support.topologies import HOST, caught_up, info, tell
 from tests.support.waiting import wait_until, wait_until_sync
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("falling stores")]
 
 
 @pytest.fixture

@@ -311,13 +311,9 @@ class ClusteredConversationManager(StandaloneConversationManager):
         self.engine.admission.new_life()
 
     async def _try_to_live(self, old: str) -> bool:
-        """Join. A failed try ends that life too: by the time that it is repeated it may be buried for ever (I10).
-
-        Args:
-            old: the incarnation whose life has ended. Usually it is buried; but a store that has fallen back may know
-                neither that nor that it was a member, and then nobody would ever take over what it owned (I11).
-        """
+        """Join. A failed try ends that life too: by the time that it is repeated it may be buried for ever (I10)."""
         try:
+            # A store that fell back may know neither that nor the member; nobody would recover what it owned (I11).
             await self.engine.node.store.rebury([old])
             await self._live()
         except ConvenerError as error:
