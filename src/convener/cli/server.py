@@ -12,8 +12,9 @@ import uvicorn
 
 from convener.cli.failures import CommandFailed
 from convener.cli.loading import Application, Message, Receive, Send
-from convener.cli.sockets import bind, reason, url_of
+from convener.cli.sockets import bind, url_of
 from convener.errors import ConvenerError
+from convener.listening import reason
 from convener.settings import Settings
 
 # What uvicorn may take to close connections after the application's own drain is done.

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from convener.errors import ConfigurationError
+from convener.listening import CannotListenError, bind, reason
 
 log = structlog.get_logger(__name__)
 
@@ -29,18 +30,15 @@ class _Server(uvicorn.Server):
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen()
-        except OSError:
-            listener.close()
-            raise
-    except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"ops_port: cannot listen on {host} port {port}: {error}") from error
+        listener = bind(host, port)
+    except CannotListenError as error:
+        raise ConfigurationError(f"ops_port: {error}") from error
+    try:
+        # Two nodes may bind one port at the same moment; only one of them then gets to listen.
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"ops_port: cannot listen on {host} port {port}: {reason(error)}") from error
     return listener
 
 
