@@ -13,6 +13,7 @@ from blockbuster import blockbuster_ctx
 
 from convener.testing.cluster import InProcessCluster, RecordingSink
 from tests.support.servers import FLAVOURS, Flavour, Server, binary
+from tests.support.waiting import wait_until
 
 MakeCluster = Callable[..., Any]
 
@@ -72,3 +73,18 @@ async def join(cluster: InProcessCluster, node: int, cid: str, connection: str, 
     await cluster[node].join_conversation(cid, connection, sink=sink, **options)
     cluster[node].begin_replay(connection)
     return sink
+
+
+async def swept(cluster: InProcessCluster, times: int) -> None:
+    """Return when the first node's sweep has looked at conversations more than so often."""
+    store = cast("Any", cluster[0].engine.node.store)
+    looks, heads = 0, store.heads
+
+    async def noted(cids: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await heads(cids)
+
+    store.heads = noted
+    await wait_until(lambda: looks > times, "the sweep has looked often enough")
+    del store.heads

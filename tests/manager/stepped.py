@@ -14,22 +14,30 @@ from tests.manager.test_cluster import echo
 from tests.support.waiting import wait_until
 
 
-class Stepped:
-    """Makes clusters; `stores[i]` is the store of node i, which `prepare` sees before the node does."""
+class Steps:
+    """Wraps a cluster's stores: `stores[i]` is that of node i, which `prepare` sees before the node does."""
 
-    def __init__(self, make_cluster: MakeCluster) -> None:
-        self._make = make_cluster
+    def __init__(self) -> None:
         self.stores: list[StepStore] = []
         self.prepare: Callable[[StepStore], object] = lambda store: None
 
-    def _wrap(self, index: int, store: Store) -> Store:
+    def wrap(self, index: int, store: Store) -> Store:
+        """`InProcessCluster`'s option."""
         self.stores.append(StepStore(store))
         self.prepare(self.stores[-1])
         return cast("Store", self.stores[-1])
 
+
+class Stepped(Steps):
+    """Makes clusters whose stores are wrapped so."""
+
+    def __init__(self, make_cluster: MakeCluster) -> None:
+        super().__init__()
+        self._make = make_cluster
+
     async def start(self, agent: Any = echo, **options: Any) -> InProcessCluster:
         """A cluster; the options are `InProcessCluster`'s."""
-        return await self._make(agent, wrap=self._wrap, **options)
+        return await self._make(agent, wrap=self.wrap, **options)
 
 
 async def position(cluster: InProcessCluster, cid: str) -> int:

@@ -21,7 +21,7 @@ from convener.store.base import Store
 from convener.store.sqlite import SQLiteStore
 from convener.testing.cluster import FunctionAgent, InProcessCluster
 from convener.testing.steps import StepStore
-from tests.manager.conftest import MakeCluster, join
+from tests.manager.conftest import MakeCluster, join, swept
 from tests.manager.test_archiving import QUICK, archived, head, is_dense, objects_in, say, small, talk, whole
 from tests.support.waiting import wait_until
 
@@ -179,17 +179,7 @@ async def test_a_node_whose_clock_is_wrong_deletes_nothing(
         return not (await head(cluster[0])).owner
 
     await wait_until(is_unloaded, "nobody owns it")
-    looks = 0
-    heads = cluster[0].engine.node.store.heads
-
-    async def counted(cids: Any) -> Any:
-        nonlocal looks
-        looks += 1
-        return await heads(cids)
-
-    cast("Any", cluster[0].engine.node.store).heads = counted
-    await wait_until(lambda: looks > 5, "the sweep has looked often enough")
-    del cast("Any", cluster[0].engine.node.store).heads
+    await swept(cluster, 5)
     assert (await cluster[0].describe("c")).last_seq > 5
 
 

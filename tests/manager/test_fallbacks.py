@@ -19,10 +19,9 @@ from convener.errors import ConvenerError, StoreUnavailable
 from convener.manager.ops import FallbackReport
 from convener.manager.published import Publication
 from convener.manager.turn import Turn
-from convener.store.base import Store
 from convener.testing.cluster import InProcessCluster, RecordingSink
-from convener.testing.steps import StepStore
 from tests.manager.conftest import audit, join
+from tests.manager.stepped import Steps
 from tests.support.servers import FLAVOURS, Flavour, Server, binary
 from tests.support.topologies import tell
 from tests.support.waiting import wait_until
@@ -173,28 +172,23 @@ async def test_a_repeated_message_is_known_after_the_repair(server: Server) -> N
 
 async def test_messages_that_come_before_the_repair_get_positions_of_their_own(server: Server) -> None:
     """The store gives the positions of the lost messages out again."""
-    stores: list[StepStore] = []
-
-    def wrap(index: int, store: Store) -> Store:
-        stores.append(StepStore(store))
-        return cast("Store", stores[-1])
-
-    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=wrap) as cluster:
+    steps = Steps()
+    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=steps.wrap) as cluster:
         sink = await talked(cluster, "c", "m1")
         tell(server, "SAVE")
         for message_id in ("m2", "m3"):
             await send(cluster, "c", message_id)
         await wait_until(lambda: answers(sink) == ["m1", "m2", "m3"], "all are answered")
-        repair = stores[0].hold("repair")
+        repair = steps.stores[0].hold("repair")
         await asyncio.to_thread(fall_back, server)
         await asyncio.wait_for(repair.reached.wait(), 30)
         reply = await wait_until(
-            lambda: stores[1].send("c", NewMessage("x1", "u", '"x"'), max_pending=10),
+            lambda: steps.stores[1].send("c", NewMessage("x1", "u", '"x"'), max_pending=10),
             "x1 is stored",
             retry_on=StoreUnavailable,
         )
         assert (reply.outcome, reply.position) == ("OK", 2)
-        again = await stores[1].send("c", NewMessage("m3", "u", '"x"'), max_pending=10)
+        again = await steps.stores[1].send("c", NewMessage("m3", "u", '"x"'), max_pending=10)
         assert (again.outcome, again.position) == ("OK", 3)
         repair.go()
         await wait_until(lambda: answers(sink)[-1:] == ["x1"], "x1 is answered")
@@ -278,21 +272,16 @@ async def test_burials_that_are_lost_are_written_again(server: Server) -> None:
 
 async def test_nothing_is_done_before_it_was_verified(server: Server) -> None:
     """Though nothing is missing: who cannot know yet may not act."""
-    stores: list[StepStore] = []
-
-    def wrap(index: int, store: Store) -> Store:
-        stores.append(StepStore(store))
-        return cast("Store", stores[-1])
-
-    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=wrap) as cluster:
+    steps = Steps()
+    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=steps.wrap) as cluster:
         sink = await talked(cluster, "c", "m1")
         tell(server, "SAVE")
         owned = runner(cluster, "c")
-        seen = stores[0].hold("index")
+        seen = steps.stores[0].hold("index")
         await asyncio.to_thread(fall_back, server)
         await asyncio.wait_for(seen.reached.wait(), 30)
         before = await log(cluster, "c")
-        reply = await stores[1].send("c", NewMessage("x1", "u", '"x"'), max_pending=10)
+        reply = await steps.stores[1].send("c", NewMessage("x1", "u", '"x"'), max_pending=10)
         assert reply.outcome == "OK"
         owned.heard(publication(reply.position, "x1"))
         assert await log(cluster, "c") == before
@@ -383,16 +372,11 @@ def closes(cid: str, request: AppendRequest) -> bool:
 
 async def test_a_stop_that_is_lost_before_it_was_obeyed_is_asked_for_again(server: Server) -> None:
     """Nobody is told that a conversation is stopped because the store has forgotten that it was to be (I15)."""
-    stores: list[StepStore] = []
-
-    def wrap(index: int, store: Store) -> Store:
-        stores.append(StepStore(store))
-        return cast("Store", stores[-1])
-
-    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=wrap) as cluster:
+    steps = Steps()
+    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=steps.wrap) as cluster:
         await talked(cluster, "c", "m1")
         tell(server, "SAVE")
-        closing = stores[0].hold("append", closes)
+        closing = steps.stores[0].hold("append", closes)
         stopping = asyncio.ensure_future(cluster[1].close_session("c", "why"))
         await asyncio.wait_for(closing.reached.wait(), 30)
         await asyncio.to_thread(fall_back, server)
@@ -412,24 +396,19 @@ def takes_in_m2(cid: str, request: AppendRequest) -> bool:
 
 async def test_what_was_not_confirmed_does_not_take_the_place_of_what_came_since(server: Server) -> None:
     """I8: the append of a message whose acceptance is lost names a position that the store has given out again."""
-    stores: list[StepStore] = []
-
-    def wrap(index: int, store: Store) -> Store:
-        stores.append(StepStore(store))
-        return cast("Store", stores[-1])
-
-    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=wrap) as cluster:
+    steps = Steps()
+    async with InProcessCluster(answer, url=server.url, nodes=2, wrap=steps.wrap) as cluster:
         sink = await talked(cluster, "c", "m1")
         tell(server, "SAVE")
-        late = stores[0].hold("append", takes_in_m2)
-        lost = await stores[1].send("c", NewMessage("m2", "u", '"x"'), max_pending=10)
+        late = steps.stores[0].hold("append", takes_in_m2)
+        lost = await steps.stores[1].send("c", NewMessage("m2", "u", '"x"'), max_pending=10)
         await asyncio.wait_for(late.reached.wait(), 30)
-        looked = stores[0].hold("head")
+        looked = steps.stores[0].hold("head")
         await asyncio.to_thread(fall_back, server)
         await asyncio.wait_for(looked.reached.wait(), 30)
         message = NewMessage("x1", "u", '"x"')
         since = await wait_until(
-            lambda: stores[1].send("c", message, max_pending=10), "x1 is stored", retry_on=StoreUnavailable
+            lambda: steps.stores[1].send("c", message, max_pending=10), "x1 is stored", retry_on=StoreUnavailable
         )
         assert since.position == lost.position
         looked.go()

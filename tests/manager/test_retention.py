@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -18,7 +18,7 @@ from convener.manager.turn import Turn
 from convener.store.archive import Archive, open_objects
 from convener.testing.cluster import InProcessCluster
 from convener.testing.steps import StepStore
-from tests.manager.conftest import MakeCluster
+from tests.manager.conftest import MakeCluster, swept
 from tests.manager.people import keys_of
 from tests.support.objectstore import Switched
 from tests.support.waiting import wait_until
@@ -196,18 +196,8 @@ async def test_what_is_used_stays(make_cluster: MakeCluster) -> None:
     options = dataclasses.replace(FOREVER, retention=0.5)
     cluster: InProcessCluster = await make_cluster(talk, options=options, nodes=1)
     await said(cluster, "c")
-    looks = 0
-    heads = cluster[0].engine.node.store.heads
-
-    async def counted(cids: Any) -> Any:
-        nonlocal looks
-        looks += 1
-        return await heads(cids)
-
-    cast("Any", cluster[0].engine.node.store).heads = counted
-    await wait_until(lambda: looks > 10, "the sweep has looked often enough")
+    await swept(cluster, 10)
     assert await exists(cluster, "c")
-    del cast("Any", cluster[0].engine.node.store).heads
 
 
 async def test_a_stopped_conversation_leaves_the_store_and_comes_back(
